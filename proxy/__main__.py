@@ -1,0 +1,116 @@
+"""The command line: serve, check, demo."""
+
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+import uvloop
+from rich.console import Console
+
+from proxy import __version__, check, config, demo
+from proxy.app import Signals, bind, serve
+from proxy.config import Config, ConfigError
+from proxy.files import UnsafeDirectory
+from proxy.supervisor import Supervisor, watch_parent
+from proxy.telemetry import set_up_logging
+
+EXIT_CONFIG = 2
+
+config_option = click.option(
+    "--config", "path", type=click.Path(path_type=Path, dir_okay=False), envvar="ENTREPOT_CONFIG",
+    help="The configuration, in TOML. Without one: 127.0.0.1:5000, the public registries, a cache in your home.",
+)  # fmt: skip
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="entrepot")
+def main() -> None:
+    """Entrepot: a pull-through cache for container images.
+
+    Docker, containerd, podman, BuildKit and Kubernetes pull through it; it streams from the registry while it writes a
+    cache, and keeps serving when the registry does not.
+
+    \b
+      entrepot serve                       serve on 127.0.0.1:5000
+      entrepot check --config proxy.toml   say what a configuration would do
+      entrepot demo                        see it work, without internet
+    """
+
+
+@main.command("serve")
+@config_option
+@click.option("--worker-socket", type=int, hidden=True, help="For the supervisor's use.")
+def serve_command(path: Path | None, worker_socket: int | None) -> None:
+    """Serve until SIGTERM (drains: finishes what is being sent) or Ctrl-C; twice means at once."""
+    settings = _load(path)
+    _guarded(lambda: _serve(settings, path, worker_socket))
+
+
+@main.command("check")
+@config_option
+def check_command(path: Path | None) -> None:
+    """Validate a configuration, and say what would happen, upstream by upstream."""
+    settings = _load(path)
+    if not check.report(settings, Console(highlight=False)):
+        sys.exit(EXIT_CONFIG)
+
+
+@main.command("demo")
+@click.option("--clients", default=32, show_default=True, type=click.IntRange(1, 1000), help="Clients at once.")
+@click.option("--layers", default=4, show_default=True, type=click.IntRange(1, 100), help="Layers of an image.")
+@click.option("--size", default=16, show_default=True, type=click.IntRange(1, 1024), help="MiB of a layer.")
+def demo_command(clients: int, layers: int, size: int) -> None:
+    """Start a small registry with generated images and a cache in front of it; pull cold, warm, and all at once."""
+    console = Console()
+    _guarded(lambda: demo.run(demo.Plan(clients, layers, size * 1024 * 1024), console))
+
+
+def _load(path: Path | None) -> Config:
+    try:
+        return config.load(path, os.environ)
+    except ConfigError as error:
+        _refuse(error)
+
+
+def _refuse(error: Exception) -> NoReturn:
+    for line in str(error).splitlines():
+        click.echo(f"entrepot: {line}", err=True)
+    sys.exit(EXIT_CONFIG)
+
+
+def _guarded(start: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run on uvloop; what an operator can mend is said in a line, not in a traceback."""
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(start())
+    except (ConfigError, UnsafeDirectory) as error:
+        _refuse(error)
+    except OSError as error:
+        _refuse(ConfigError([f"store.path: {error.filename or ''} cannot be used ({error.strerror})"]))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+async def _serve(settings: Config, path: Path | None, worker_socket: int | None) -> None:
+    log = set_up_logging(settings.log.format, settings.log.level)
+    signals = Signals()
+    if worker_socket is not None:
+        watch_parent(signals)
+        await serve(settings, log, socket.socket(fileno=worker_socket), None, signals)
+        return
+    sock = bind(settings.server.listen, "server.listen")
+    admin = bind(settings.admin.listen, "admin.listen")
+    if settings.server.workers == 1:
+        await serve(settings, log, sock, admin, signals)
+        return
+    command = [sys.executable, "-m", "proxy", "serve", *(["--config", str(path)] if path else [])]
+    await Supervisor(settings, log, sock, command).run(admin, signals)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,264 @@
+"""Composition root of one process: builds everything, closes it in reverse order; nothing is global."""
+
+import asyncio
+import contextlib
+import signal
+import socket
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import http_parser, web
+from cachetools import LRUCache
+from prometheus_client import CollectorRegistry
+
+from proxy import files
+from proxy.admin import Admin
+from proxy.blobs import Blobs, Sizes
+from proxy.certificates import Certificate
+from proxy.config import Config, ConfigError, Listen
+from proxy.eviction import Evicted, Space
+from proxy.fill import Means
+from proxy.handlers import Handlers
+from proxy.listings import Listings
+from proxy.manifests import Manifests
+from proxy.routing import Routes
+from proxy.stores.disk import DiskBlobs, DiskRepositories, open_tree, spool_key
+from proxy.telemetry import Logger, Metrics
+from proxy.upstream import Upstream
+
+THREADS = 32  # for file calls; the network needs none
+KEEPALIVE = 75.0  # seconds; aiohttp's own default here is an hour
+MAX_LINE = 8190  # bytes of a request line or header
+TICK = 5.0  # seconds between rounds of housekeeping
+SPOOL_LIFE = 24 * 3600.0  # seconds that a broken-off download waits to be resumed
+SIZES_IN_MEMORY = 65536
+SCARCE = 0.9  # of the descriptors in use is worth a warning
+BACKLOG = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """One process's cache, ready to answer."""
+
+    handlers: Handlers
+    blobs: Blobs
+    metrics: Metrics
+    housekeeping: "Housekeeping"
+
+
+@contextlib.asynccontextmanager
+async def build(config: Config, log: Logger, metrics: Metrics) -> AsyncIterator[App]:
+    """Put the cache together, and take it apart again. Raises ConfigError, UnsafeDirectory, OSError."""
+    if "Py" in http_parser.HttpRequestParser.__name__:
+        raise ConfigError(["aiohttp runs without its C parser: install it from a wheel for this platform"])
+    async with contextlib.AsyncExitStack() as stack:
+        tree = await files.hop(open_tree, config.store.path)
+        stack.callback(tree.close)
+        store, repositories = DiskBlobs(tree), DiskRepositories(tree)
+        space = Space(tree, config.store.max_size, store.record_uses, lambda gone: _evicted(gone, log, metrics))
+        await files.hop(space.open)
+        stack.push_async_callback(space.aclose)
+        stack.push_async_callback(store.record_uses)
+        upstreams = {
+            settings.registry: await stack.enter_async_context(Upstream(settings, metrics))
+            for settings in config.upstream
+        }
+        sizes: Sizes = LRUCache(SIZES_IN_MEMORY)
+        manifests = Manifests(upstreams, store, repositories, sizes, log)
+        stack.push_async_callback(manifests.aclose)
+        blobs = Blobs(upstreams, Means(tree, store, space, log, spool_key), repositories, sizes, metrics)
+        stack.push_async_callback(blobs.aclose)
+        handlers = Handlers(
+            _routes(config),
+            manifests,
+            blobs,
+            Listings(upstreams, manifests),
+            metrics=metrics,
+            log=log,
+            client_stall_timeout=config.server.client_stall_timeout,
+        )
+        housekeeping = Housekeeping(tree, store, space, metrics, log)
+        await files.hop(housekeeping.sweep)
+        yield App(handlers, blobs, metrics, housekeeping)
+
+
+def _routes(config: Config) -> Routes:
+    default = config.default_upstream
+    return Routes(
+        names={name: upstream.registry for upstream in config.upstream for name in upstream.names},
+        hosts={host: upstream.registry for upstream in config.upstream for host in upstream.hosts},
+        default=None if default is None else default.registry,
+    )
+
+
+def _evicted(gone: Evicted, log: Logger, metrics: Metrics) -> None:
+    metrics.evicted_bytes.inc(gone.size)
+    log.info("evicted", blobs=gone.blobs, bytes=gone.size)
+
+
+class Housekeeping:
+    """What is done every few seconds, and not per request."""
+
+    def __init__(self, tree: files.Tree, store: DiskBlobs, space: Space, metrics: Metrics, log: Logger) -> None:
+        self._tree = tree
+        self._store = store
+        self._space = space
+        self._metrics = metrics
+        self._log = log
+        self._limit = 0
+
+    async def run(self, certificate: Certificate | None = None) -> None:
+        """Go round until cancelled; what fails is logged, and tried again the next time."""
+        before, self._limit = files.raise_descriptor_limit()
+        self._metrics.descriptor_limit.set(self._limit)
+        self._log.debug("descriptor limit", before=before, now=self._limit)
+        swept = time.monotonic()
+        while True:
+            try:
+                if time.monotonic() - swept > SPOOL_LIFE / 24:
+                    swept = time.monotonic()
+                    await files.hop(self.sweep)
+                await self._round(certificate)
+            except OSError as error:
+                self._log.error("housekeeping failed", reason=str(error))
+            await asyncio.sleep(TICK)
+
+    async def _round(self, certificate: Certificate | None) -> None:
+        await self._store.record_uses()
+        self._metrics.cache_bytes.set(await self._space.refresh())
+        count = await files.count_descriptors()
+        self._metrics.descriptors.set(count)
+        if count > SCARCE * self._limit:
+            self._log.warning("file descriptors are scarce", open=count, limit=self._limit, remedy="raise LimitNOFILE")
+        if certificate is not None:
+            await certificate.refresh(self._log)
+
+    def sweep(self) -> None:
+        """Drop what nobody came back for: broken-off downloads, and small files that a crash left half-written."""
+        # What was written before the machine came up may have lost its last bytes in a power cut.
+        booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+        for directory in ("spool", "tmp"):
+            for entry in self._tree.scan(directory):
+                if entry.used < max(time.time() - SPOOL_LIFE, booted):
+                    self._tree.evict(entry.key)
+
+
+def bind(listen: Listen, key: str) -> socket.socket:
+    """Open a listening socket. Raises ConfigError, naming the key."""
+    family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
+    try:
+        sock = socket.create_server((listen.host, listen.port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise ConfigError([f"{key}: cannot listen on {listen} ({error.strerror}); choose another address"]) from None
+    sock.setblocking(False)
+    return sock
+
+
+@contextlib.asynccontextmanager
+async def listening(
+    handler: Callable[[web.BaseRequest], object], sock: socket.socket, context: ssl.SSLContext | None = None
+) -> AsyncIterator[web.SockSite]:
+    """Serve HTTP on a socket. Requests that are still going on at the end are cancelled."""
+    server = web.Server(
+        handler,  # type: ignore[arg-type]  # a callable object, not a function
+        handler_cancellation=True,
+        access_log=None,
+        keepalive_timeout=KEEPALIVE,
+        auto_decompress=False,
+        max_line_size=MAX_LINE,
+        max_field_size=MAX_LINE,
+    )
+    runner = web.ServerRunner(server, shutdown_timeout=0.5)
+    await runner.setup()
+    try:
+        site = web.SockSite(runner, sock, ssl_context=context, backlog=BACKLOG)
+        await site.start()
+        yield site
+    finally:
+        await runner.cleanup()
+
+
+class Signals:
+    """SIGTERM and SIGINT: the first asks to drain, the second to stop at once."""
+
+    def __init__(self) -> None:
+        self.stop = asyncio.Event()
+        self.now = asyncio.Event()
+        self.is_impatient = False
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self.received)
+        loop.add_signal_handler(signal.SIGINT, self.received, True)
+
+    def received(self, from_a_terminal: bool = False) -> None:
+        """Note one signal more."""
+        self.is_impatient = self.is_impatient or from_a_terminal
+        (self.now if self.stop.is_set() else self.stop).set()
+
+
+async def serve(
+    config: Config, log: Logger, sock: socket.socket, admin: socket.socket | None, signals: Signals
+) -> None:
+    """Run one process until it is told to stop, then drain. Raises ConfigError, UnsafeDirectory, OSError."""
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="files"))
+    registry = CollectorRegistry()
+    certificate = None
+    if config.server.tls_certificate is not None and config.server.tls_key is not None:
+        certificate = Certificate(config.server.tls_certificate, config.server.tls_key)
+    async with contextlib.AsyncExitStack() as stack:
+        app = await stack.enter_async_context(build(config, log, Metrics(registry)))
+        if admin is not None:
+            await stack.enter_async_context(listening(Admin(registry), admin))
+        context = None if certificate is None else certificate.context
+        site = await stack.enter_async_context(listening(app.handlers, sock, context))
+        housekeeping = asyncio.create_task(app.housekeeping.run(certificate))
+        stack.callback(housekeeping.cancel)
+        _announce(config, log, sock, admin)
+        app.handlers.is_ready = True
+        await signals.stop.wait()
+        await _drain(config, log, app, site, signals)
+
+
+def _announce(config: Config, log: Logger, sock: socket.socket, admin: socket.socket | None) -> None:
+    for upstream in config.upstream:
+        if upstream.url.startswith("http://"):
+            log.warning("upstream without TLS", upstream=upstream.registry, url=upstream.url)
+    log.info(
+        "serving",
+        listen=_address(sock),
+        admin=None if admin is None else _address(admin),
+        tls=config.server.tls_certificate is not None,
+        store=str(config.store.path),
+        upstreams=[upstream.registry for upstream in config.upstream],
+    )
+
+
+def _address(sock: socket.socket) -> str:
+    host, port = sock.getsockname()[:2]
+    return str(Listen(host=host, port=port))
+
+
+async def _drain(config: Config, log: Logger, app: App, site: web.SockSite, signals: Signals) -> None:
+    """Readiness first, then the listener, then what is being sent; a second signal cuts it short."""
+    app.handlers.is_ready = False
+    log.info("draining", requests=app.handlers.active)
+    if not signals.is_impatient:
+        await _unless(signals.now, config.server.lb_delay, signals.now.wait())
+    await site.stop()
+    await _unless(signals.now, config.server.drain_timeout, app.handlers.idle())
+    log.info("stopping", requests=app.handlers.active)
+
+
+async def _unless(now: asyncio.Event, seconds: float, wait: Coroutine[Any, Any, object]) -> None:
+    """Wait for something, but not for longer than `seconds`, nor once it has to be now."""
+    tasks = {asyncio.create_task(wait), asyncio.create_task(now.wait())}
+    try:
+        await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,326 @@
+"""Blobs: serve what is stored, join what is coming, start what is missing."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Mapping, MutableMapping
+from typing import Protocol
+
+from proxy import files
+from proxy.download import Source
+from proxy.files import Handle
+from proxy.fill import Fill, Means, Result
+from proxy.oci.byterange import Span
+from proxy.oci.digest import Digest
+from proxy.oci.errors import OciError, Problem
+from proxy.oci.reference import Repository
+from proxy.single_flight import SingleFlight
+from proxy.spool import End, Spool
+from proxy.stores.base import Link, RepositoryStore
+from proxy.telemetry import Metrics, Outcome
+from proxy.upstream import BlobStream, Interrupted, Upstream
+
+CHUNK = 256 * 1024  # bytes read and sent at a time
+NEAR = 8 * 1024 * 1024  # bytes ahead of the watermark that are worth waiting for
+TRIES = 3  # of a direct stream that breaks off without a byte in between
+
+Sizes = MutableMapping[tuple[Repository, Digest], int]
+
+
+class Blob(Protocol):
+    """A blob that may be sent: its size in bytes, if known, and its bytes."""
+
+    @property
+    def size(self) -> int | None: ...
+    @property
+    def outcome(self) -> Outcome: ...
+    def read(self, span: Span | None) -> AsyncGenerator[bytes]:
+        """The bytes of `span`, or all; raises OciError, OSError where the honest thing is to stop short."""
+
+    def close(self) -> None: ...
+
+
+class StoredBlob:
+    """A blob from the store."""
+
+    outcome = Outcome.HIT
+
+    def __init__(self, handle: Handle) -> None:
+        self._handle = handle
+        self.size = handle.size
+
+    async def read(self, span: Span | None) -> AsyncGenerator[bytes]:
+        offset, stop = (0, self.size) if span is None else (span.start, span.stop)
+        while offset < stop:
+            data = await self._handle.read(offset, min(CHUNK, stop - offset))
+            if not data:
+                raise OciError(Problem.OVERLOADED, "the file has become shorter than it was")
+            offset += len(data)
+            yield data
+
+    def close(self) -> None:
+        self._handle.close()
+
+
+class ComingBlob:
+    """A blob on its way in: from the spool as it grows, and from upstream where the spool will not get in time."""
+
+    def __init__(self, source: Source, spool: Spool, size: int | None, outcome: Outcome) -> None:
+        self._source = source
+        self._spool = spool
+        self.size = size
+        self.outcome = outcome
+
+    async def read(self, span: Span | None) -> AsyncGenerator[bytes]:
+        offset, stop = (0, self.size) if span is None else (span.start, span.stop)
+        if span is not None and span.start > self._spool.watermark + NEAR:
+            async for data in self._directly(span):
+                offset += len(data)
+                yield data
+        async for data in self._followed(offset, stop):
+            offset += len(data)
+            yield data
+        if self._spool.end is End.UNCACHED and (stop is None or offset < stop):
+            rest = self._verified() if span is None else self._directly(Span(offset, span.stop))
+            async for data in rest:
+                offset += len(data)
+                yield data
+        if stop is not None and offset < stop:
+            raise self._spool.error or OciError(Problem.UPSTREAM_UNREACHABLE, "the blob broke off")
+
+    def close(self) -> None:
+        self._spool.leave()
+
+    async def _followed(self, offset: int, stop: int | None) -> AsyncGenerator[bytes]:
+        """What the spool has and gets, from `offset`; ends early where the spool does."""
+        while stop is None or offset < stop:
+            readable = await self._spool.beyond(offset)
+            if readable <= offset:
+                break
+            until = readable if stop is None else min(readable, stop)
+            data = await self._spool.read(offset, min(CHUNK, until - offset))
+            if not data:
+                raise OciError(Problem.OVERLOADED, "the file has become shorter than it was")
+            offset += len(data)
+            yield data
+        if self._spool.end is End.FAILED and (stop is None or offset < stop):
+            raise self._spool.error or OciError(Problem.UPSTREAM_UNREACHABLE, "the blob broke off")
+
+    async def _directly(self, span: Span) -> AsyncGenerator[bytes]:
+        """A span from upstream on its own; ends early where upstream does, or will not send a part.
+
+        No digest vouches for a part: it is the client that holds the whole against it.
+        """
+        offset, failures = span.start, 0
+        while offset < span.stop and failures < TRIES:
+            failures += 1
+            try:
+                async with self._stream(offset, span.stop) as stream:
+                    if stream.start != offset:
+                        return
+                    while offset < span.stop and (data := await stream.read()):
+                        data = data[: span.stop - offset]
+                        offset += len(data)
+                        failures = 0
+                        yield data
+            except Interrupted:
+                continue
+            except OciError as error:
+                if not error.problem.is_outage:
+                    raise
+                return
+
+    async def _verified(self) -> AsyncGenerator[bytes]:
+        """Everything after what the readers of the spool have been given, with the last byte withheld till the end."""
+        offset = self._spool.watermark if self._spool.is_open else 0
+        hasher = self._spool.hasher.copy() if self._spool.hasher is not None else self._source.digest.hasher()
+        held = await self._spool.read(offset - 1, 1) if offset else b""
+        failures = 0
+        while failures < TRIES and (offset != self.size or self.size is None):
+            failures += 1
+            with contextlib.suppress(Interrupted):
+                async with self._stream(offset, None) as stream:
+                    skip = offset - stream.start
+                    while data := await stream.read():
+                        data, skip = data[skip:], max(0, skip - len(data))
+                        if data:
+                            hasher.update(data)
+                            offset += len(data)
+                            failures = 0
+                            yield held + data[:-1]
+                            held = data[-1:]
+                if self.size is None:
+                    break
+        if not self._source.digest.matches(hasher):
+            raise OciError(Problem.UPSTREAM_INVALID, f"{self._source.upstream.registry} sent a blob with wrong bytes")
+        yield held
+
+    def _stream(self, start: int, stop: int | None) -> contextlib.AbstractAsyncContextManager[BlobStream]:
+        return self._source.upstream.blob(self._source.repository, self._source.digest, start=start, stop=stop)
+
+
+class Blobs:
+    """The use case: a blob of a repository, from wherever it is."""
+
+    def __init__(
+        self,
+        upstreams: Mapping[str, Upstream],
+        means: Means,
+        repositories: RepositoryStore,
+        sizes: Sizes,
+        metrics: Metrics,
+    ) -> None:
+        self._upstreams = upstreams
+        self._means = means
+        self._repositories = repositories
+        self._sizes = sizes
+        self._metrics = metrics
+        self._fills: dict[Digest, Fill] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._permits: SingleFlight[tuple[Repository, Digest], Link] = SingleFlight()
+
+    async def head(self, repository: Repository, digest: Digest) -> int | None:
+        """The size of a blob, without downloading it. Raises OciError, OSError."""
+        link = await self._repositories.link(repository, digest)
+        if link is not None:
+            handle = await self._stored(digest, link)
+            if handle is not None:
+                handle.close()
+                return handle.size
+        return (await self._ask(repository, digest)).size
+
+    async def open(self, repository: Repository, digest: Digest) -> Blob:
+        """The blob, as soon as its size is known and upstream has said that the repository has it.
+
+        Raises OciError, OSError.
+        """
+        link = await self._repositories.link(repository, digest)
+        if link is None and digest not in self._fills and await self._is_stored(digest):
+            link = await self._permit(repository, digest)
+        handle = None if link is None else await self._stored(digest, link)
+        if handle is not None:
+            return StoredBlob(handle)
+        return await self._coming(repository, digest, link)
+
+    async def _coming(self, repository: Repository, digest: Digest, link: Link | None) -> Blob:
+        upstream = self._upstreams[repository.registry]
+        while True:
+            fill, outcome = self._join_or_start(upstream, repository, digest, link)
+            fill.spool.join()
+            try:
+                if link is None and fill.repository != repository:
+                    link = await self._permit(repository, digest)  # its bytes are on their way for somebody else
+                await fill.spool.opened()
+                size = fill.spool.size
+                if not fill.spool.is_open:  # the cache will not take it
+                    outcome = Outcome.DIRECT
+                    size = (link or await self._ask(repository, digest)).size
+            except BaseException as error:
+                fill.spool.leave()
+                if isinstance(error, OciError) and error is fill.spool.error and fill.repository != repository:
+                    continue  # it was another repository that could not have it: that is no word on this one
+                raise
+            return ComingBlob(Source(upstream, repository, digest), fill.spool, size, outcome)
+
+    def _join_or_start(
+        self, upstream: Upstream, repository: Repository, digest: Digest, link: Link | None
+    ) -> tuple[Fill, Outcome]:
+        """One step without an await between look-up and insert: no two fills of a blob in a process."""
+        fill = self._fills.get(digest)
+        if fill is not None:
+            return fill, Outcome.JOIN
+        expected = self._sizes.get((repository, digest))
+        fill = Fill(
+            repository,
+            digest,
+            upstream,
+            self._means,
+            known=lambda: self._repositories.link(repository, digest),
+            permit=lambda: self._permit(repository, digest),
+            confirmed=lambda size: self._confirmed(repository, digest, Link(size)),
+            expected=link.size if expected is None and link is not None else expected,
+        )
+        self._fills[digest] = fill
+        task = asyncio.create_task(self._run(fill))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return fill, Outcome.FILL
+
+    async def _run(self, fill: Fill) -> None:
+        """See a fill through: it leaves the table first, then its readers are told."""
+        result = Result(End.FAILED, OciError(Problem.OVERLOADED, "the cache is shutting down", retry_after=1))
+        self._metrics.fills_active.inc()
+        try:
+            result = await fill.run()
+        finally:
+            self._metrics.fills_active.dec()
+            self._metrics.fills.labels(fill.repository.registry, result.end.name.lower()).inc()
+            del self._fills[fill.digest]
+            if result.end is End.VERIFIED:
+                self._means.blobs.used(fill.digest)
+            fill.spool.finish(result.end, result.error, result.hasher)
+
+    # What is stored, and who may have it
+
+    async def _is_stored(self, digest: Digest) -> bool:
+        handle = await self._means.blobs.open(digest)
+        if handle is None:
+            return False
+        handle.close()
+        return True
+
+    async def _stored(self, digest: Digest, link: Link) -> Handle | None:
+        """The stored blob; None if it is not there, or was damaged, in which case it is removed to be fetched again."""
+        handle = await self._means.blobs.open(digest)
+        if handle is not None and link.size not in {None, handle.size} and not await _holds(digest, handle):
+            self._means.log.warning(
+                "blob damaged", digest=str(digest), size=handle.size, expected=link.size, remedy="fetched again"
+            )
+            handle.close()
+            await self._means.blobs.remove(digest)
+            return None
+        if handle is not None:
+            self._means.blobs.used(digest)
+        return handle
+
+    async def _permit(self, repository: Repository, digest: Digest) -> Link:
+        """The link of a digest; without one, upstream's word that the repository contains it. Raises OciError."""
+        link = await self._repositories.link(repository, digest)
+        return link or await self._ask(repository, digest)
+
+    async def _ask(self, repository: Repository, digest: Digest) -> Link:
+        return await self._permits.run((repository, digest), lambda: self._asked(repository, digest))
+
+    async def _asked(self, repository: Repository, digest: Digest) -> Link:
+        size = await self._upstreams[repository.registry].head_blob(repository, digest)
+        link = Link(self._sizes.get((repository, digest)) if size is None else size)
+        await self._confirmed(repository, digest, link)
+        return link
+
+    async def _confirmed(self, repository: Repository, digest: Digest, link: Link) -> None:
+        """Record upstream's word; a disk that will not take it must not keep the blob from whoever may have it."""
+        try:
+            await self._repositories.put_link(repository, digest, link)
+        except OSError as error:
+            self._means.log.warning("link not recorded", repository=str(repository), reason=error.strerror)
+
+    # The end
+
+    async def idle(self) -> None:
+        """Wait until no fill is going on."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def aclose(self) -> None:
+        """Stop every fill; what has come stays on disk, for the next process to resume."""
+        await self._permits.aclose()
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _holds(digest: Digest, handle: Handle) -> bool:
+    """Whether a file of another size than upstream says is right all the same."""
+    hasher = digest.hasher()
+    await files.rehash(handle, hasher)
+    return digest.matches(hasher)

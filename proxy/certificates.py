@@ -1,0 +1,52 @@
+"""The server's TLS certificate and key, read again when they change."""
+
+import os
+import ssl
+from pathlib import Path
+
+from proxy.config import ConfigError
+from proxy.files import hop
+from proxy.telemetry import Logger
+
+Stamp = tuple[int, ...]
+
+
+class Certificate:
+    """A TLS context that follows its files: connections made after a change get the new certificate."""
+
+    def __init__(self, certificate: Path, key: Path) -> None:
+        """Read both; blocking, for start-up. Raises ConfigError."""
+        self._certificate = certificate
+        self._key = key
+        self.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        try:
+            self._stamp = self._look()
+            self.context.load_cert_chain(certificate, key)
+        except OSError as error:
+            # ssl.SSLError is an OSError: a certificate that does not fit its key, or is none.
+            raise ConfigError([f"server.tls_certificate, server.tls_key: cannot be used together ({error})"]) from None
+
+    async def refresh(self, log: Logger) -> None:
+        """Take over changed files; while they do not fit each other, amid a renewal, keep the old ones."""
+        try:
+            if await hop(self._reload):
+                log.info("TLS certificate renewed", certificate=str(self._certificate))
+        except OSError as error:
+            log.warning("TLS certificate not renewed, keeping the old one", reason=str(error))
+
+    def _reload(self) -> bool:
+        stamp = self._look()
+        if stamp == self._stamp:
+            return False
+        # Tried on a context of its own first: a failure would leave the live one without a key.
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(self._certificate, self._key)
+        self.context.load_cert_chain(self._certificate, self._key)
+        self._stamp = stamp
+        return True
+
+    def _look(self) -> Stamp:
+        return tuple(
+            number
+            for status in (os.stat(self._certificate), os.stat(self._key))
+            for number in (status.st_ino, status.st_mtime_ns, status.st_size)
+        )

@@ -1,0 +1,152 @@
+"""The transfer of one blob into its spool: resumed where upstream breaks off, each byte hashed as it is written."""
+
+import asyncio
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from proxy import files
+from proxy.eviction import STEP, Reservation
+from proxy.files import Handle
+from proxy.oci.digest import Digest, Hasher
+from proxy.oci.errors import OciError, Problem
+from proxy.oci.reference import Repository
+from proxy.oci.retry import pause
+from proxy.telemetry import Logger
+from proxy.upstream import BlobStream, Interrupted, Upstream
+
+ATTEMPTS = 5  # in a row that bring no byte, before giving up ...
+PERSEVERANCE = 60.0  # ... or seconds without one
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a blob comes from."""
+
+    upstream: Upstream
+    repository: Repository
+    digest: Digest
+
+
+class Growth:
+    """What is on disk of a blob (`done` bytes) and the hash of just that: they never part."""
+
+    def __init__(self, writer: Handle, hasher: Hasher) -> None:
+        self._writer = writer
+        self.hasher = hasher
+        self.done = 0
+
+    async def resume(self, handle: Handle) -> int:
+        """Take over what an earlier process wrote; returns how many bytes that is."""
+        self.done = await files.rehash(handle, self.hasher)
+        return self.done
+
+    async def append(self, data: memoryview) -> None:
+        """Write, hash and count. Raises OSError, having counted what the disk still took."""
+        while data:
+            written = await files.append(self._writer, self.done, self.hasher, data)
+            self.done += written
+            data = data[written:]
+
+
+class Download:
+    """Brings a growth to its full size. `begin` is told the size, if known, before the first byte is announced."""
+
+    def __init__(  # noqa: PLR0913  each of them by its name
+        self,
+        source: Source,
+        growth: Growth,
+        reservation: Reservation,
+        *,
+        expected: int | None,
+        begin: Callable[[int | None], Awaitable[None]],
+        announce: Callable[[int], None],
+        log: Logger,
+    ) -> None:
+        self._source = source
+        self._growth = growth
+        self._reservation = reservation
+        self._expected = expected
+        self._begin = begin
+        self._announce = announce
+        self._log = log
+        self._total: int | None = None  # bytes, once upstream has answered
+        self._has_begun = False
+        self._failures = 0
+        self._since = time.monotonic()
+
+    async def run(self) -> None:
+        """Transfer, as often as it takes. Raises OciError, NoSpace, OSError."""
+        if self._expected is not None:
+            await self._reservation.grow(self._expected)
+        while True:
+            before = self._growth.done
+            interruption = await self._transfer()
+            if interruption is None:
+                return
+            await self._recover(interruption, self._growth.done > before)
+
+    async def _transfer(self) -> str | None:
+        """One request. Returns why there must be another; None when all has come."""
+        digest = self._source.digest
+        try:
+            async with self._source.upstream.blob(self._source.repository, digest, start=self._growth.done) as stream:
+                await self._answered(stream)
+                await self._pour(stream)
+        except Interrupted as interruption:
+            # aiohttp may complain though every byte has come: what the digest vouches for is whole.
+            whole = self._total == self._growth.done or digest.matches(self._growth.hasher)
+            return None if whole else str(interruption)
+        except OciError as error:
+            if not self._has_begun or is_invalid(error):
+                raise
+            self._failures -= error.problem is Problem.UPSTREAM_PAUSED  # it was not even asked
+            return error.message
+        return None if self._total in {None, self._growth.done} else "the body ended early"
+
+    async def _recover(self, reason: str, has_progressed: bool) -> None:
+        """Wait a little before the next request, or give up. Raises OciError."""
+        if has_progressed:
+            self._failures, self._since = 0, time.monotonic()
+        self._failures += 1
+        registry = self._source.repository.registry
+        if self._failures >= ATTEMPTS or time.monotonic() - self._since > PERSEVERANCE:
+            raise OciError(Problem.UPSTREAM_UNREACHABLE, f"{registry} broke off: {reason}")
+        self._log.info("resuming", reason=reason, at=self._growth.done, size=self._total)
+        await asyncio.sleep(pause(self._failures, secrets.SystemRandom().random()))
+
+    async def _answered(self, stream: BlobStream) -> None:
+        """Upstream has answered: hold it to what is known, and let the readers in."""
+        if self._total is None:
+            self._total = stream.total if stream.total is not None else self._expected
+        elif stream.total not in {None, self._total}:
+            raise self._invalid("changed the size of a blob midway")
+        if self._total is not None and self._growth.done > self._total:
+            raise self._invalid("has less of a blob than has come of it")
+        await self._reservation.grow(STEP if self._total is None else self._total)
+        if not self._has_begun:
+            await self._begin(self._total)
+            self._has_begun = True
+        self._announce(self._growth.done)
+
+    async def _pour(self, stream: BlobStream) -> None:
+        """The one tee: each batch is hashed and written, then announced."""
+        skip = self._growth.done - stream.start  # upstream may have answered a resume with the whole
+        while data := memoryview(await stream.read()):
+            skip, data = max(0, skip - len(data)), data[skip:]
+            end = self._growth.done + len(data)
+            if self._total is not None and end > self._total:
+                raise self._invalid("sent more of a blob than there is")
+            if end > self._reservation.size:
+                await self._reservation.grow(self._reservation.size + STEP)
+            await self._growth.append(data)
+            self._announce(self._growth.done)
+
+    def _invalid(self, what: str) -> OciError:
+        return OciError(Problem.UPSTREAM_INVALID, f"{self._source.repository.registry} {what}")
+
+
+def is_invalid(error: BaseException) -> bool:
+    """Whether what has come so far must not be built upon: upstream's bytes were wrong, or it denies having them."""
+    return isinstance(error, OciError) and (not error.problem.is_outage or error.problem is Problem.UPSTREAM_INVALID)

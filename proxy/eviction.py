@@ -1,0 +1,186 @@
+"""How much space the cache takes, and what to drop when more is wanted.
+
+Space is reserved before it is written, under one lock for all processes. The ledger directory holds the sum of what is
+stored (rebuilt by every scan, so that no crash falsifies it for long) and one file a process with what it has reserved,
+locked as long as the process lives: what a dead process had reserved counts no more.
+"""
+
+import asyncio
+import contextlib
+import os
+import secrets
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from proxy.files import Entry, Tree, hop
+
+STEP = 64 * 1024 * 1024  # bytes reserved at a time for a blob of unknown size
+SMALL = 64 * 1024  # bytes; manifests and configs are dropped after everything else: they free nothing and name the rest
+SHARE = 100  # one in so many files goes at least, when one must: a scan is dear where there are many
+_ROUND = 4096  # bytes: files take whole blocks
+_LEDGER = "ledger"
+
+
+class NoSpace(Exception):
+    """The cache may not grow by as much as was asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evicted:
+    """What had to go: how many blobs, of how many bytes."""
+
+    blobs: int
+    size: int
+
+
+class Space:
+    """The bytes the cache may take (`max_size`; 0: no limit), shared by all processes on one directory."""
+
+    def __init__(
+        self, tree: Tree, max_size: int, record_uses: Callable[[], Awaitable[None]], evicted: Callable[[Evicted], None]
+    ) -> None:
+        self._tree = tree
+        self._max_size = max_size
+        self._record_uses = record_uses
+        self._evicted = evicted
+        self._own = f"{_LEDGER}/{secrets.token_hex(8)}"
+        self._own_lock: contextlib.ExitStack = contextlib.ExitStack()
+        self._own_fd = -1
+        self._one_at_a_time = asyncio.Lock()  # a scan must hold one thread only
+
+    def open(self) -> None:
+        """Count what is there, and drop what is over the limit; blocking, for start-up."""
+        self._own_fd = self._own_lock.enter_context(self._tree.locked(self._own))
+        with self._ledger() as ledger, contextlib.suppress(NoSpace):  # others fill what there is: so be it
+            self._make_room(ledger, 0)
+
+    async def aclose(self) -> None:
+        """Give back every reservation of this process."""
+        await hop(self._close)
+
+    def _close(self) -> None:
+        self._own_lock.close()
+        self._tree.evict(self._own)
+
+    async def refresh(self) -> int:
+        """The bytes that are stored, other processes' work included."""
+        return await hop(self._refresh)
+
+    def _refresh(self) -> int:
+        with self._ledger() as ledger:
+            return _read(ledger)
+
+    async def change(self, reserved: int, stored: int) -> None:
+        """Add to (or take from) what this process has reserved, and what is stored. Raises NoSpace, OSError."""
+        async with self._one_at_a_time:
+            if reserved > 0:
+                await self._record_uses()
+            evicted = await hop(self._change, reserved, stored)
+        if evicted.blobs:
+            self._evicted(evicted)
+
+    def _change(self, reserved: int, stored: int) -> Evicted:
+        with self._ledger() as ledger:
+            total = _read(ledger) + stored
+            _write(ledger, total)
+            evicted = Evicted(0, 0)
+            if reserved > 0 and self._max_size and total + self._reserved() + reserved > self._max_size:
+                evicted = self._make_room(ledger, reserved)
+            _write(self._own_fd, max(0, _read(self._own_fd) + reserved))
+        return evicted
+
+    @contextlib.contextmanager
+    def _ledger(self) -> Iterator[int]:
+        with self._tree.locked(f"{_LEDGER}/stored") as fd:
+            yield fd
+
+    def _reserved(self) -> int:
+        """What all living processes have reserved; the files of the dead are removed on the way."""
+        total = 0
+        for entry in self._tree.scan(_LEDGER):
+            if entry.key == f"{_LEDGER}/stored" or self._tree.evict(entry.key):
+                continue
+            total += self._tree.peek(entry.key, _read)
+        return total
+
+    def _make_room(self, ledger: int, wanted: int) -> Evicted:
+        """Count anew, and drop until `wanted` more bytes fit. Raises NoSpace if they cannot."""
+        entries = self._tree.scan("blobs") + [one for one in self._tree.scan("spool") if self._tree.is_free(one.key)]
+        total = sum(map(_taken, entries))
+        limit = self._max_size - self._reserved() - wanted if self._max_size else total
+        if limit < 0:
+            _write(ledger, total)
+            raise NoSpace
+        gone, freed = 0, 0
+        for entry in sorted(entries, key=_order) if total > limit else ():
+            if total - freed <= limit and gone >= len(entries) // SHARE:
+                break
+            if self._tree.evict(entry.key):
+                gone, freed = gone + 1, freed + _taken(entry)
+        _write(ledger, total - freed)
+        if total - freed > limit:
+            raise NoSpace
+        return Evicted(gone, freed)
+
+
+class Reservation:
+    """Bytes set aside for one fill; what of them is not settled is given back on leaving."""
+
+    def __init__(self, space: Space) -> None:
+        self._space = space
+        self._counted = 0
+        self._settled = False
+        self.size = 0
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._settled:
+            await asyncio.shield(self.settle(0))
+
+    def found(self, size: int) -> None:
+        """There are `size` bytes of an earlier download already; they count as stored."""
+        self._counted = _rounded(size)
+
+    async def grow(self, size: int) -> None:
+        """Make sure that at least `size` bytes in all are set aside. Raises NoSpace, OSError."""
+        more = _rounded(size) - self.size
+        if more > 0:
+            await self._space.change(more, 0)
+            self.size += more
+
+    async def settle(self, size: int) -> None:
+        """It is over, and `size` bytes stay on the disk."""
+        reserved, self.size, self._settled = self.size, 0, True
+        stored = _rounded(size) - self._counted
+        if reserved or stored:
+            await self._space.change(-reserved, stored)
+
+
+def _rounded(size: int) -> int:
+    return -(-size // _ROUND) * _ROUND
+
+
+def _taken(entry: Entry) -> int:
+    return _rounded(entry.size)
+
+
+def _order(entry: Entry) -> tuple[int, float]:
+    """First what a broken-off download left behind, then blobs by last use, then what is too small to matter."""
+    if entry.key.startswith("spool/"):
+        return 0, entry.used
+    return 2 if entry.size <= SMALL else 1, entry.used
+
+
+def _read(fd: int) -> int:
+    text = os.pread(fd, 32, 0)
+    return int(text) if text.isdigit() else 0
+
+
+def _write(fd: int, value: int) -> None:
+    os.pwrite(fd, str(max(0, value)).zfill(20).encode(), 0)

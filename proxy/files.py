@@ -1,0 +1,457 @@
+"""The only module with blocking file calls; each public coroutine is one hop to a thread.
+
+Everything happens below one root directory, reached component by component from its descriptor with O_NOFOLLOW: no link
+in the tree is ever followed, whoever put it there. What a path names is used only if it is a regular file of ours.
+"""
+
+import asyncio
+import contextlib
+import enum
+import errno
+import fcntl
+import os
+import resource
+import secrets
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+import aiofiles
+
+from proxy.oci.digest import Hasher
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+PIECE = 1024 * 1024  # bytes hashed or copied at a time off the loop
+COMMITTED = 0o400  # the mode of a file that is verified, on disk, and never written again
+GROWING = 0o600
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # O_NONBLOCK: a planted FIFO must not hold the thread
+
+
+class UnsafeDirectory(Exception):
+    """Others may write to a directory of the store, or own it; the message says which and what to do."""
+
+
+class SpoolState(enum.Enum):
+    """What a follower sees of a spool file that somebody may be writing."""
+
+    OURS = enum.auto()  # nobody was writing: this process holds the lock now
+    GROWING = enum.auto()
+    COMMITTED = enum.auto()
+    GONE = enum.auto()  # discarded, or replaced: its bytes are worth nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A file found by a scan: key, size in bytes, last use in seconds since the epoch."""
+
+    key: str
+    size: int
+    used: float
+
+
+class Handle:
+    """An open file: its descriptor, its size when opened (bytes). Closing it twice is harmless."""
+
+    __slots__ = ("_fd", "size")
+
+    def __init__(self, fd: int, size: int) -> None:
+        self._fd = fd
+        self.size = size
+
+    @property
+    def fd(self) -> int:
+        """The descriptor; raises ValueError after close."""
+        if self._fd < 0:
+            raise ValueError("the file is closed")
+        return self._fd
+
+    def duplicate(self) -> "Handle":
+        """Another handle of the same open file, with a life of its own."""
+        return Handle(os.dup(self.fd), self.size)
+
+    async def read(self, offset: int, count: int) -> bytes:
+        """Up to `count` bytes at `offset`; fewer only at the end of the file."""
+        return await hop(os.pread, self.fd, count, offset)
+
+    def close(self) -> None:
+        """Close without waiting: the last close of an unlinked file frees its blocks, which takes a while."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            try:
+                _ = asyncio.get_running_loop().run_in_executor(None, os.close, fd)
+            except RuntimeError:  # no loop, or its threads are gone: the process is about to end
+                os.close(fd)
+
+    def __del__(self) -> None:
+        """Close what was opened for a caller that had been cancelled by then: it never saw this handle."""
+        if self._fd >= 0:
+            os.close(self._fd)
+
+
+async def hop(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run one blocking call in a thread."""
+    return await asyncio.get_running_loop().run_in_executor(None, lambda: call(*args, **kwargs))
+
+
+async def append(handle: Handle, offset: int, hasher: Hasher, data: memoryview) -> int:
+    """Write at `offset` and hash what was written: both release the interpreter's lock, so they share a hop.
+
+    Returns how many bytes that were: fewer than given when the disk would take no more. Raises OSError if it took none,
+    so that the hash always stands for what is in the file.
+    """
+    return await hop(_append, handle.fd, offset, hasher, data)
+
+
+def _append(fd: int, offset: int, hasher: Hasher, data: memoryview) -> int:
+    done = 0
+    while done < len(data):
+        try:
+            written = os.pwrite(fd, data[done:], offset + done)
+        except OSError:
+            if done:
+                break
+            raise
+        hasher.update(data[done : done + written])
+        done += written
+    return done
+
+
+async def rehash(handle: Handle, hasher: Hasher) -> int:
+    """Feed a file's bytes to `hasher`; returns how many there were."""
+    return await hop(_rehash, handle.fd, hasher)
+
+
+def _rehash(fd: int, hasher: Hasher) -> int:
+    offset = 0
+    while piece := os.pread(fd, PIECE, offset):
+        hasher.update(piece)
+        offset += len(piece)
+    return offset
+
+
+class Tree:
+    """One directory tree of ours. Keys are relative paths with forward slashes, made of validated values only."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._fd = -1
+
+    def open_root(self, directories: Iterable[str]) -> None:
+        """Create what is missing; blocking, for start-up. Raises UnsafeDirectory or OSError."""
+        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        status = os.fstat(self._fd)
+        if status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
+            self.close()
+            raise UnsafeDirectory(
+                f"{self.root} may be written by everybody: chmod o-w it, or choose another store.path"
+            )
+        for key in directories:
+            try:
+                with self._directory(key, create=True) as fd:
+                    self._check_ours(fd, key)
+            except OSError as error:
+                if error.errno in {errno.ELOOP, errno.ENOTDIR}:
+                    raise UnsafeDirectory(f"{self.root / key} is no directory: move it away") from None
+                raise
+
+    def _check_ours(self, fd: int, key: str) -> None:
+        status = os.fstat(fd)
+        if status.st_uid != os.geteuid():
+            raise UnsafeDirectory(
+                f"{self.root / key} belongs to user {status.st_uid}, not to {os.geteuid()}: chown it, or move it away"
+            )
+        if status.st_mode & 0o022:
+            raise UnsafeDirectory(f"{self.root / key} may be written by others: chmod 0700 it")
+
+    def close(self) -> None:
+        """Let go of the root."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    # Opening and reading
+
+    async def open(self, key: str) -> Handle | None:
+        """Open a committed file; None if there is none, or what is there is not ours to trust.
+
+        A shared lock keeps it from being evicted while the handle is open. Raises OSError for trouble such as EMFILE
+        and EIO, which must not look like absence.
+        """
+        return await hop(self._open_committed, key)
+
+    def _open_committed(self, key: str) -> Handle | None:
+        fd = self._open(key, os.O_RDONLY)
+        if fd is None:
+            return None
+        with contextlib.suppress(BlockingIOError):  # a writer or evictor is at it this instant; the bytes stay ours
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return Handle(fd, os.fstat(fd).st_size)
+
+    async def read(self, key: str, limit: int) -> bytes | None:
+        """A whole small file; None if there is none, it is not ours, or it is longer than `limit` bytes."""
+        try:
+            async with aiofiles.open(key, "rb", opener=self._opener) as file:
+                body = await file.read(limit + 1)
+        except FileNotFoundError:
+            return None
+        return body if len(body) <= limit else None
+
+    def _opener(self, key: str, _flags: int) -> int:
+        fd = self._open(key, os.O_RDONLY)
+        if fd is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), key)
+        return fd
+
+    # Small files
+
+    async def write(self, key: str, body: bytes, *, committed: bool = False) -> None:
+        """Put a whole small file in place at once, on disk before it has its name; `committed`: never to be changed."""
+        await hop(self._write, key, body, COMMITTED if committed else GROWING)
+
+    def _write(self, key: str, body: bytes, mode: int) -> None:
+        temporary = f"tmp/{secrets.token_hex(16)}"
+        with self._parent(temporary) as (source, name), self._parent(key, create=True) as (target, final):
+            fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FILE, GROWING, dir_fd=source)
+            try:
+                with open(fd, "wb") as file:
+                    file.write(body)
+                    file.flush()
+                    os.fsync(fd)
+                    os.fchmod(fd, mode)
+                os.rename(name, final, src_dir_fd=source, dst_dir_fd=target)
+            except BaseException:
+                os.unlink(name, dir_fd=source)
+                raise
+
+    async def touch(self, keys: Iterable[tuple[str, float]]) -> None:
+        """Set the time of last use (seconds since the epoch) of files; those that are gone are passed over."""
+        await hop(self._touch, list(keys))
+
+    def _touch(self, keys: list[tuple[str, float]]) -> None:
+        for key, when in keys:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError), self._parent(key) as (directory, name):
+                os.utime(name, (when, when), dir_fd=directory, follow_symlinks=False)
+
+    async def remove(self, key: str) -> None:
+        """Remove a file, if it is there."""
+        await hop(self._remove, key)
+
+    def _remove(self, key: str) -> None:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), self._parent(key) as (directory, name):
+            os.unlink(name, dir_fd=directory)
+
+    # Spools: a file that grows, and the lock that says somebody is at it
+
+    async def open_spool(self, key: str) -> Handle:
+        """Open, or create, a spool file to read and to lock."""
+        return await hop(self._open_spool, key)
+
+    def _open_spool(self, key: str) -> Handle:
+        for _ in range(2):
+            fd = self._open(key, os.O_RDONLY | os.O_CREAT)
+            if fd is not None:
+                return Handle(fd, os.fstat(fd).st_size)
+            self._remove(key)  # planted: whatever it is, it is in the way
+        raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), key)
+
+    async def inspect_spool(self, key: str, handle: Handle) -> tuple[SpoolState, int]:
+        """Look at a spool, and take its lock if it is free. Returns the state, and the size in bytes."""
+        return await hop(self._inspect_spool, key, handle.fd)
+
+    def _inspect_spool(self, key: str, fd: int) -> tuple[SpoolState, int]:
+        locked = _try_lock(fd)
+        status = os.fstat(fd)
+        if stat.S_IMODE(status.st_mode) == COMMITTED and not (locked and self._names(key, status)):
+            state = SpoolState.COMMITTED
+        elif not locked:
+            state = SpoolState.GROWING
+        elif self._names(key, status):
+            return SpoolState.OURS, status.st_size
+        else:
+            state = SpoolState.GONE
+        if locked:
+            fcntl.flock(fd, fcntl.LOCK_UN)
+        return state, status.st_size
+
+    async def open_for_writing(self, key: str, handle: Handle) -> Handle:
+        """A second handle of a spool that this process has locked, to write with."""
+        return await hop(self._open_for_writing, key, handle.fd)
+
+    def _open_for_writing(self, key: str, locked: int) -> Handle:
+        os.fchmod(locked, GROWING)  # committed but never renamed: a crash came in between
+        fd = self._open(key, os.O_WRONLY)
+        if fd is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), key)
+        return Handle(fd, os.fstat(fd).st_size)
+
+    async def commit_spool(self, key: str, handle: Handle, target: str) -> None:
+        """Publish a verified spool under its final key: durable first, named last. The lock becomes a shared one.
+
+        Raises OSError; a failed fsync means the file must be discarded, never synced again.
+        """
+        await hop(self._commit_spool, key, handle.fd, target)
+
+    def _commit_spool(self, key: str, fd: int, target: str) -> None:
+        os.fsync(fd)
+        os.fchmod(fd, COMMITTED)
+        with self._parent(key) as (source, name), self._parent(target, create=True) as (destination, final):
+            os.rename(name, final, src_dir_fd=source, dst_dir_fd=destination)
+            os.fsync(destination)
+        fcntl.flock(fd, fcntl.LOCK_SH)
+
+    async def discard_spool(self, key: str, handle: Handle) -> None:
+        """Drop a locked spool: its bytes are wrong, or in the way."""
+        await hop(self._discard_spool, key, handle.fd)
+
+    def _discard_spool(self, key: str, fd: int) -> None:
+        if self._names(key, os.fstat(fd)):
+            self._remove(key)
+        fcntl.flock(fd, fcntl.LOCK_UN)
+
+    async def leave_spool(self, handle: Handle) -> None:
+        """Unlock a spool for whoever resumes it: readers may still hold duplicates of the descriptor."""
+        await hop(fcntl.flock, handle.fd, fcntl.LOCK_UN)
+
+    # Housekeeping
+
+    def scan(self, directory: str) -> list[Entry]:
+        """Every regular file below a directory; blocking: call it within one hop."""
+        entries: list[Entry] = []
+        with contextlib.suppress(FileNotFoundError), self._directory(directory) as fd:
+            for folder, _, names, folder_fd in os.fwalk(".", dir_fd=fd, follow_symlinks=False):
+                prefix = f"{directory}/{folder}".replace("/./", "/").removesuffix("/.")
+                for name in names:
+                    with contextlib.suppress(FileNotFoundError):
+                        status = os.stat(name, dir_fd=folder_fd, follow_symlinks=False)
+                        if stat.S_ISREG(status.st_mode):
+                            entries.append(Entry(f"{prefix}/{name}", status.st_size, status.st_mtime))
+        return entries
+
+    def evict(self, key: str) -> bool:
+        """Remove a file that nobody has open for sending or filling; blocking: call it within one hop."""
+        fd = self._open(key, os.O_RDONLY)
+        if fd is None:
+            return False
+        try:
+            if not _try_lock(fd):
+                return False
+            self._remove(key)
+        finally:
+            os.close(fd)
+        return True
+
+    def is_free(self, key: str) -> bool:
+        """Whether a file is there and nobody holds a lock on it; blocking: call it within one hop."""
+        return bool(self.peek(key, _try_lock))
+
+    def peek(self, key: str, look: Callable[[int], int]) -> int:
+        """What `look` makes of an open file; 0 if it is gone. Blocking: call it within one hop."""
+        fd = self._open(key, os.O_RDONLY)
+        if fd is None:
+            return 0
+        try:
+            return look(fd)
+        finally:
+            os.close(fd)
+
+    @contextlib.contextmanager
+    def locked(self, key: str) -> Iterator[int]:
+        """An exclusive lock across processes, on a file of its own that it opens; blocking."""
+        fd = self._open(key, os.O_RDWR | os.O_CREAT)
+        if fd is None:
+            raise OSError(errno.EEXIST, f"{self.root / key} is not a file of ours: move it away")
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield fd
+        finally:
+            os.close(fd)
+
+    # From the root down, one component at a time
+
+    @contextlib.contextmanager
+    def _directory(self, key: str, create: bool = False) -> Iterator[int]:
+        fd = os.dup(self._fd)
+        try:
+            for name in filter(None, key.split("/")):
+                fd = _step(fd, name, create)
+            yield fd
+        finally:
+            os.close(fd)
+
+    @contextlib.contextmanager
+    def _parent(self, key: str, create: bool = False) -> Iterator[tuple[int, str]]:
+        folder, _, name = key.rpartition("/")
+        with self._directory(folder, create) as fd:
+            yield fd, name
+
+    def _open(self, key: str, flags: int) -> int | None:
+        """Open a regular file that belongs to us; None if nothing such is there."""
+        try:
+            with self._parent(key, create=bool(flags & os.O_CREAT)) as (directory, name):
+                fd = os.open(name, flags | _FILE, GROWING, dir_fd=directory)
+        except OSError as error:
+            if error.errno in {errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO}:
+                return None
+            raise
+        if not _is_ours(fd):
+            os.close(fd)
+            return None
+        return fd
+
+    def _names(self, key: str, status: os.stat_result) -> bool:
+        try:
+            with self._parent(key) as (directory, name):
+                return os.path.samestat(os.stat(name, dir_fd=directory, follow_symlinks=False), status)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
+
+def _step(fd: int, name: str, create: bool) -> int:
+    """Open a directory inside `fd`, closing `fd` on success; the caller closes it on failure."""
+    if create:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(name, 0o700, dir_fd=fd)
+    inner = os.open(name, _DIRECTORY, dir_fd=fd)
+    os.close(fd)
+    return inner
+
+
+def _is_ours(fd: int) -> bool:
+    status = os.fstat(fd)
+    return (
+        stat.S_ISREG(status.st_mode)
+        and status.st_uid == os.geteuid()
+        and not status.st_mode & 0o022
+        and status.st_nlink <= 1  # a second name means a second way to write to it
+    )
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def raise_descriptor_limit() -> tuple[int, int]:
+    """Raise the soft limit of open files to the hard one. Returns (what it was, what it is)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return soft, hard
+
+
+async def count_descriptors() -> int:
+    """How many descriptors this process has open."""
+    return await hop(lambda: len(os.listdir("/proc/self/fd")))
+
+
+def is_exhausted(error: BaseException | None) -> bool:
+    """Whether an error says that this process or machine has no descriptors (or memory) left."""
+    return isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}

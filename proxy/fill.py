@@ -1,0 +1,263 @@
+"""One fill per blob among all processes: its spool is locked and written here, or followed as another one writes it."""
+
+import asyncio
+import contextlib
+import enum
+import errno
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+
+from proxy import files
+from proxy.download import Download, Growth, Source, is_invalid
+from proxy.eviction import NoSpace, Reservation, Space
+from proxy.files import Handle, SpoolState, Tree
+from proxy.oci.digest import Digest, Hasher
+from proxy.oci.errors import OciError, Problem
+from proxy.oci.reference import Repository
+from proxy.spool import End, Spool
+from proxy.stores.base import BlobStore, Link
+from proxy.telemetry import Logger
+from proxy.upstream import Upstream
+
+POLL = 0.01  # seconds between looks at a file that another process writes: the kernel tells nobody of a foreign flock
+PATIENCE = 1.0  # seconds to wait for another process's link before asking upstream ourselves
+
+
+class Fate(enum.Enum):
+    """What becomes of a spool file when its writer is done."""
+
+    DISCARDED = enum.auto()
+    LEFT = enum.auto()  # for whoever resumes it
+    ADOPTED = enum.auto()
+
+
+@dataclass(slots=True)
+class Claim:
+    """A spool file that this process alone may write: how much of it an earlier one had written (bytes), its fate."""
+
+    growth: Growth
+    resumed: int = 0
+    fate: Fate = Fate.DISCARDED
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How a fill ended, to be announced once it has left the table."""
+
+    end: End
+    error: OciError | None = None
+    hasher: Hasher | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What every fill works with."""
+
+    tree: Tree
+    blobs: BlobStore
+    space: Space
+    log: Logger
+    spool_key: Callable[[Digest], str]
+
+
+class _StartAfresh(Exception):
+    """What an earlier process left does not fit what upstream has: it is gone now, begin with nothing."""
+
+
+class Fill:
+    """One blob on its way into the store. It belongs to the cache: its readers come and go, and change nothing.
+
+    `permit` tells whether the repository contains the blob, and its size if known: from a link, else from upstream.
+    `confirmed` records that upstream has just served it.
+    """
+
+    def __init__(  # noqa: PLR0913  what a download needs to know, each by its name
+        self,
+        repository: Repository,
+        digest: Digest,
+        upstream: Upstream,
+        means: Means,
+        *,
+        known: Callable[[], Awaitable[Link | None]],
+        permit: Callable[[], Awaitable[Link]],
+        confirmed: Callable[[int | None], Awaitable[None]],
+        expected: int | None,
+    ) -> None:
+        self.repository = repository
+        self.digest = digest
+        self.spool = Spool(digest)
+        self._upstream = upstream
+        self._means = means
+        self._known = known
+        self._permit = permit
+        self._confirmed = confirmed
+        self._expected = expected  # bytes, as a manifest of this repository says
+        self._growth: Growth | None = None
+        self._key = means.spool_key(digest)
+        self._log = means.log.bind(upstream=upstream.registry, repository=repository.name, digest=str(digest))
+
+    async def run(self) -> Result:
+        """Fill the spool. Never raises but for cancellation: its outcome is data."""
+        try:
+            return await self._run()
+        except OciError as error:
+            self._log.warning("fill failed", reason=error.message, at=self.spool.watermark)
+            return Result(End.FAILED, error)
+        except NoSpace:
+            self._log.warning("blob not cached", reason="store.max_size leaves no room for it")
+            return self._uncached()
+        except OSError as error:
+            if files.is_exhausted(error):
+                self._log.error("fill failed", reason="out of file descriptors or memory")
+                return Result(End.FAILED, OciError(Problem.OVERLOADED, "out of file descriptors", retry_after=2))
+            self._log.error("blob not cached", reason=f"the disk refuses: {error.strerror}")
+            return self._uncached()
+
+    def _uncached(self) -> Result:
+        reached = self._growth if self.spool.is_open else None
+        return Result(End.UNCACHED, hasher=None if reached is None else reached.hasher)
+
+    async def _run(self) -> Result:
+        while True:
+            handle = await self._means.tree.open_spool(self._key)
+            try:
+                match await self._follow(handle):
+                    case SpoolState.COMMITTED:
+                        return Result(End.VERIFIED)
+                    case SpoolState.OURS:
+                        return await self._stored(handle) or await self._write(handle)
+                    case _ if self.spool.is_open:
+                        return await self._abandoned(handle)
+                    case _:
+                        pass  # discarded before it had begun: look again, at the file that is there now
+            except _StartAfresh:
+                pass
+            finally:
+                handle.close()
+
+    async def _follow(self, handle: Handle) -> SpoolState:
+        """Follow the file as another process writes it, until it is done, or falls to us (at once, if nobody does)."""
+        link: Link | None = None
+        looks = 0
+        while True:
+            state, size = await self._means.tree.inspect_spool(self._key, handle)
+            if state is SpoolState.OURS or (state is SpoolState.GONE and not self.spool.is_open):
+                return state
+            if link is None:
+                # The writer records the link as soon as upstream answers it, which spares us asking ourselves.
+                patient = looks < PATIENCE / POLL and state is SpoolState.GROWING
+                link = await (self._known() if patient else self._permit())
+            if link is not None:
+                self._open(handle, size if state is SpoolState.COMMITTED else link.size)
+                self.spool.advance(size)
+                if state is not SpoolState.GROWING:
+                    return state
+            looks += 1
+            await asyncio.sleep(POLL)
+
+    async def _abandoned(self, handle: Handle) -> Result:
+        """Its writer gave the spool up, for want of space or because it is wrong: its bytes have yet to be judged."""
+        hasher = self.digest.hasher()
+        self.spool.advance(await files.rehash(handle, hasher))
+        return Result(End.UNCACHED, hasher=hasher)
+
+    def _open(self, handle: Handle, size: int | None) -> None:
+        if self.spool.is_open:
+            return
+        if size is None:
+            size = self._expected
+        elif self._expected not in {None, size}:
+            raise OciError(
+                Problem.UPSTREAM_INVALID,
+                f"{self.repository.registry} has {size} bytes of a blob that its manifest says has {self._expected}",
+            )
+        self.spool.open(handle, size)
+
+    async def _stored(self, handle: Handle) -> Result | None:
+        """The blob may have been stored between the caller's look and our lock."""
+        stored = None if self.spool.is_open else await self._means.blobs.open(self.digest)
+        if stored is None:
+            return None
+        try:
+            await self._permit()
+            self._open(stored, stored.size)
+            self.spool.advance(stored.size)
+        finally:
+            stored.close()
+            await asyncio.shield(self._means.tree.discard_spool(self._key, handle))
+        return Result(End.VERIFIED)
+
+    async def _write(self, handle: Handle) -> Result:
+        """Write the spool whose lock this process holds: from its beginning, or from where somebody stopped."""
+        async with self._claimed(handle) as claim, Reservation(self._means.space) as reservation:
+            claim.resumed = await claim.growth.resume(handle)
+            reservation.found(claim.resumed)
+            try:
+                await self._complete(handle, claim, reservation)
+            except (OciError, asyncio.CancelledError) as error:
+                if claim.resumed and not self.spool.is_open and is_invalid(error):
+                    raise _StartAfresh from None
+                if claim.growth.done and not is_invalid(error):
+                    claim.fate = Fate.LEFT
+                    await asyncio.shield(reservation.settle(claim.growth.done))
+                raise
+            if await self._adopt(handle, claim.growth.done, reservation):
+                claim.fate = Fate.ADOPTED
+        return Result(End.VERIFIED)
+
+    @contextlib.asynccontextmanager
+    async def _claimed(self, handle: Handle) -> AsyncIterator["Claim"]:
+        """A locked spool to write to; on leaving it is discarded, unless it has another fate by then."""
+        tree = self._means.tree
+        writer = await tree.open_for_writing(self._key, handle)
+        claim = Claim(Growth(writer, self.digest.hasher()))
+        self._growth = claim.growth
+        try:
+            yield claim
+        finally:
+            writer.close()
+            match claim.fate:
+                case Fate.DISCARDED:
+                    await asyncio.shield(asyncio.ensure_future(tree.discard_spool(self._key, handle)))
+                case Fate.LEFT:
+                    await asyncio.shield(asyncio.ensure_future(tree.leave_spool(handle)))
+                case Fate.ADOPTED:
+                    pass  # its lock guards it for the readers until the last of them is done
+
+    async def _complete(self, handle: Handle, claim: "Claim", reservation: Reservation) -> None:
+        """Bring the spool to its full size, and hold it against the digest. Raises OciError, NoSpace, OSError."""
+        if claim.resumed and self.digest.matches(claim.growth.hasher):
+            self._open(handle, (await self._permit()).size)  # all but its publication was done
+            self.spool.advance(claim.growth.done)
+            return
+
+        async def begin(total: int | None) -> None:
+            if not self.spool.is_open:
+                await self._confirmed(total)
+                self._open(handle, total)
+
+        source = Source(self._upstream, self.repository, self.digest)
+        download = Download(
+            source,
+            claim.growth,
+            reservation,
+            expected=self._expected,
+            begin=begin,
+            announce=self.spool.advance,
+            log=self._log,
+        )
+        await download.run()
+        if not self.digest.matches(claim.growth.hasher):
+            raise OciError(Problem.UPSTREAM_INVALID, f"{self.repository.registry} sent a blob with wrong bytes")
+
+    async def _adopt(self, handle: Handle, size: int, reservation: Reservation) -> bool:
+        """Publish what has been verified; False if the disk refuses, which does not make it any less right."""
+        try:
+            await self._means.blobs.adopt(self.digest, handle)
+            await reservation.settle(size)
+        except OSError as error:
+            if error.errno == errno.EIO:
+                raise OciError(Problem.OVERLOADED, "the cache's disk fails") from None
+            self._log.error("blob not cached", reason=f"the disk refuses: {error.strerror}")
+            return False
+        return True

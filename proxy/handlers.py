@@ -1,0 +1,204 @@
+"""Request -> use case: the one error boundary, and the one line of log that every request leaves."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from proxy import files
+from proxy.blobs import Blobs
+from proxy.listings import Answer, Listings
+from proxy.manifests import Manifests
+from proxy.oci import endpoint, reference
+from proxy.oci.digest import Digest
+from proxy.oci.endpoint import Endpoint, Kind
+from proxy.oci.errors import OciError, Problem
+from proxy.respond import Broken, Responder
+from proxy.routing import Route, Routes, resolve
+from proxy.telemetry import Logger, Metrics, Outcome
+
+READING = frozenset({"GET", "HEAD"})
+
+
+@dataclass(slots=True)
+class Record:
+    """What there will be to say of a request: filled in as it becomes known."""
+
+    kind: str = "other"
+    upstream: str = ""
+    repository: str = ""
+    reference: str = ""
+    outcome: Outcome = Outcome.ERROR
+    error: str | None = None
+
+
+class Handlers:
+    """The registry's side that clients see."""
+
+    def __init__(  # noqa: PLR0913  the composition root hands over what a request may need
+        self,
+        routes: Routes,
+        manifests: Manifests,
+        blobs: Blobs,
+        listings: Listings,
+        *,
+        metrics: Metrics,
+        log: Logger,
+        client_stall_timeout: float,
+    ) -> None:
+        self._routes = routes
+        self._manifests = manifests
+        self._blobs = blobs
+        self._listings = listings
+        self._metrics = metrics
+        self._log = log
+        self._stall_timeout = client_stall_timeout
+        self.is_ready = False
+        self.active = 0  # requests that are being answered
+        self._quiet = asyncio.Event()
+        self._use_cases: Mapping[
+            Kind, Callable[[web.BaseRequest, Responder, Record, Endpoint, Route], Awaitable[web.StreamResponse]]
+        ] = {
+            Kind.MANIFEST: self._manifest,
+            Kind.BLOB: self._blob,
+            Kind.TAGS: self._tags,
+            Kind.REFERRERS: self._referrers,
+        }
+
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer one request, whatever it is, and leave its line in the log."""
+        if request.path in {"/healthz", "/readyz"}:
+            return await self._probe(request)
+        began = time.monotonic()
+        self.active += 1
+        responder, record = Responder(request, self._stall_timeout), Record()
+        try:
+            return await self._answered(request, responder, record)
+        except (asyncio.CancelledError, ConnectionError):
+            record.error = "the client left"
+            raise
+        finally:
+            self.active -= 1
+            self._quiet.set()
+            self._note(request, responder, record, time.monotonic() - began)
+
+    async def idle(self) -> None:
+        """Wait until no request is being answered."""
+        while self.active:
+            self._quiet.clear()
+            await self._quiet.wait()
+
+    async def _answered(self, request: web.BaseRequest, responder: Responder, record: Record) -> web.StreamResponse:
+        """The error boundary: whatever is raised becomes an OCI error, or a short body once the headers are out."""
+        try:
+            return await self._dispatch(request, responder, record)
+        except OciError as error:
+            problem = error
+        except Broken as broken:
+            record.error = str(broken)
+            return web.Response()  # never sent: the connection is closed
+        except ConnectionError:
+            raise
+        except OSError as error:
+            exhausted = files.is_exhausted(error)
+            problem = OciError(
+                Problem.OVERLOADED,
+                "out of file descriptors" if exhausted else f"the cache's disk fails: {error.strerror}",
+                retry_after=2,
+            )
+        except Exception:
+            self._log.exception("a defect: please report it", kind=record.kind)
+            problem = OciError(Problem.OVERLOADED, "an error of the cache's own", retry_after=5)
+        record.outcome, record.error = Outcome.ERROR, problem.message
+        if responder.status:
+            raise ConnectionResetError("the answer had begun")
+        return await responder.error(problem)
+
+    async def _dispatch(self, request: web.BaseRequest, responder: Responder, record: Record) -> web.StreamResponse:
+        if not request.path.startswith("/") or not request.path.isprintable():
+            raise OciError(Problem.NAME_INVALID, "the path is no path of a registry")
+        asked = endpoint.parse(request.path)
+        record.kind = asked.kind.value
+        if request.method not in READING or asked.kind is Kind.UPLOAD:
+            raise OciError(Problem.UNSUPPORTED, "this is a pull-through cache: push to the registry itself")
+        if asked.kind is Kind.PING:
+            record.outcome = Outcome.LOCAL
+            return await responder.document(Answer(b"{}", "application/json"))
+        if asked.kind is Kind.CATALOG:
+            raise OciError(Problem.NOT_FOUND, "there is no catalog here: a cache does not know all that upstream has")
+        route = resolve(self._routes, asked, request.query.getall("ns", []), request.headers.get("Host", ""))
+        record.upstream, record.repository = route.repository.registry, route.repository.name
+        responder.echo_namespace(route.namespace)
+        return await self._use_cases[asked.kind](request, responder, record, asked, route)
+
+    async def _manifest(
+        self, _request: web.BaseRequest, responder: Responder, record: Record, asked: Endpoint, route: Route
+    ) -> web.StreamResponse:
+        wanted = reference.parse_reference(asked.argument)
+        record.reference = str(wanted)
+        served = await self._manifests.get(route.repository, wanted)
+        record.outcome = served.outcome
+        return await responder.manifest(served)
+
+    async def _blob(
+        self, request: web.BaseRequest, responder: Responder, record: Record, asked: Endpoint, route: Route
+    ) -> web.StreamResponse:
+        digest = Digest.parse(asked.argument)
+        record.reference = str(digest)
+        if request.method == "HEAD":
+            size = await self._blobs.head(route.repository, digest)
+            record.outcome = Outcome.LOCAL
+            return await responder.blob_head(digest, size)
+        blob = await self._blobs.open(route.repository, digest)
+        try:
+            record.outcome = blob.outcome
+            return await responder.blob(digest, blob)
+        finally:
+            blob.close()
+
+    async def _tags(
+        self, request: web.BaseRequest, responder: Responder, record: Record, _asked: Endpoint, route: Route
+    ) -> web.StreamResponse:
+        record.outcome = Outcome.RELAY
+        return await responder.document(
+            await self._listings.tags(route, list(request.query.items()), request.rel_url.raw_path)
+        )
+
+    async def _referrers(
+        self, request: web.BaseRequest, responder: Responder, record: Record, asked: Endpoint, route: Route
+    ) -> web.StreamResponse:
+        digest = Digest.parse(asked.argument)
+        record.reference, record.outcome = str(digest), Outcome.RELAY
+        return await responder.document(
+            await self._listings.referrers(route, digest, list(request.query.items()), request.rel_url.raw_path)
+        )
+
+    async def _probe(self, request: web.BaseRequest) -> web.StreamResponse:
+        """/healthz: the loop answers. /readyz: and new requests are welcome; an outage upstream changes neither."""
+        ready = request.path == "/healthz" or self.is_ready
+        return web.Response(status=200 if ready else 503, text="ok\n" if ready else "draining\n")
+
+    def _note(self, request: web.BaseRequest, responder: Responder, record: Record, seconds: float) -> None:
+        status = responder.status or 499
+        self._metrics.requests.labels(record.kind, record.upstream, status, record.outcome.value).inc()
+        self._metrics.seconds.labels(record.kind).observe(seconds)
+        if responder.sent:
+            self._metrics.client_bytes.labels(record.upstream).inc(responder.sent)
+        details = {"error": record.error} if record.error is not None else {}
+        self._log.info(
+            "request",
+            client=request.remote,
+            method=request.method,
+            kind=record.kind,
+            upstream=record.upstream,
+            repository=record.repository,
+            reference=record.reference,
+            status=status,
+            outcome=record.outcome.value,
+            bytes=responder.sent,
+            seconds=round(seconds, 4),
+            agent=request.headers.get("User-Agent", "")[:120],
+            **details,
+        )

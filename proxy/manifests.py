@@ -1,0 +1,237 @@
+"""Manifests: a digest is immutable, a tag is revalidated; what is cached is served when upstream does not answer."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cachetools import LRUCache, TTLCache
+
+from proxy.blobs import Sizes
+from proxy.oci import manifest
+from proxy.oci.digest import Digest
+from proxy.oci.errors import OciError, Problem
+from proxy.oci.freshness import Verdict, verdict
+from proxy.oci.manifest import Manifest
+from proxy.oci.reference import Reference, Repository, Tag
+from proxy.single_flight import SingleFlight
+from proxy.stores.base import BlobStore, Link, RepositoryStore, TagRecord
+from proxy.telemetry import Logger, Outcome
+from proxy.upstream import Upstream
+
+MEMORY = 64 * 1024 * 1024  # bytes of manifests kept in memory
+TAGS_IN_MEMORY = 16384
+NEGATIVE_TTL = 5.0  # seconds that a 404 is remembered: a build polls for what it is about to push
+NEGATIVES = 10_000
+POSTPONEMENT = 1.0  # seconds before a tag is revalidated again after upstream failed to answer
+LONGEST_POSTPONEMENT = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A manifest to answer with, where it came from, and what a client should be warned of."""
+
+    manifest: Manifest
+    outcome: Outcome
+    warning: str | None = None
+
+
+class Manifests:
+    """The use case: a manifest of a repository, by digest or by tag. Raises OciError, OSError."""
+
+    def __init__(
+        self,
+        upstreams: Mapping[str, Upstream],
+        blobs: BlobStore,
+        repositories: RepositoryStore,
+        sizes: Sizes,
+        log: Logger,
+    ) -> None:
+        self._upstreams = upstreams
+        self._blobs = blobs
+        self._repositories = repositories
+        self._sizes = sizes
+        self._log = log
+        self._memory: LRUCache[tuple[Repository, Digest], Manifest] = LRUCache(
+            MEMORY, getsizeof=lambda kept: len(kept.body) + 1024
+        )
+        self._tags: LRUCache[tuple[Repository, Tag], TagRecord] = LRUCache(TAGS_IN_MEMORY)
+        self._missing: TTLCache[tuple[Repository, Reference], OciError] = TTLCache(NEGATIVES, NEGATIVE_TTL)
+        self._postponed: LRUCache[tuple[Repository, Tag], tuple[float, OciError]] = LRUCache(NEGATIVES)
+        self._flights: SingleFlight[tuple[Repository, Reference], Served] = SingleFlight()
+
+    async def aclose(self) -> None:
+        """Give up what is in flight."""
+        await self._flights.aclose()
+
+    async def get(self, repository: Repository, reference: Reference) -> Served:
+        """The manifest that a client asked for."""
+        known = await self._at_once(repository, reference)
+        if known is not None:
+            return Served(known, Outcome.HIT)
+        key = (repository, reference)
+        missing = self._missing.get(key)
+        if missing is not None:
+            raise OciError(missing.problem, missing.message)
+        if isinstance(reference, Digest):
+            return await self._flights.run(key, lambda: self._fetch(repository, reference))
+        tag = reference
+        return await self._flights.run(key, lambda: self._resolve(repository, tag))
+
+    async def _at_once(self, repository: Repository, reference: Reference) -> Manifest | None:
+        """What can be answered without upstream: a digest that is cached, or a tag that is fresh."""
+        if isinstance(reference, Digest):
+            return await self._cached(repository, reference)
+        record = self._tags.get((repository, reference))
+        if self._verdict(repository, record) is not Verdict.FRESH:
+            record = await self._repositories.tag(repository, reference)  # another worker may know better
+        if record is None or self._verdict(repository, record) is not Verdict.FRESH:
+            return None
+        self._tags[repository, reference] = record
+        return await self._cached(repository, record.digest)
+
+    def _verdict(self, repository: Repository, record: TagRecord | None) -> Verdict:
+        ttl = self._upstreams[repository.registry].tag_ttl
+        return verdict(None if record is None else record.checked, time.time(), ttl)
+
+    # By tag
+
+    async def _resolve(self, repository: Repository, tag: Tag) -> Served:
+        """Find out what a tag stands for now."""
+        known = await self._at_once(repository, tag)  # another flight may have landed since the look before
+        if known is not None:
+            return Served(known, Outcome.HIT)
+        record = await self._repositories.tag(repository, tag)
+        cached = None if record is None else await self._cached(repository, record.digest)
+        if record is None or cached is None:
+            return await self._settle(repository, tag, record)
+        postponed = self._postponed.get((repository, tag))
+        if postponed is not None and time.monotonic() < postponed[0]:
+            return self._stale(repository, cached, record, postponed[1])
+        try:
+            return await self._revalidate(repository, tag, record, cached)
+        except OciError as error:
+            if not error.problem.is_outage:
+                raise
+            wait = POSTPONEMENT if error.retry_after is None else min(error.retry_after, LONGEST_POSTPONEMENT)
+            self._postponed[repository, tag] = (time.monotonic() + wait, error)
+            self._log.warning(
+                "serving stale",
+                repository=str(repository),
+                tag=str(tag),
+                reason=error.message,
+                digest=str(record.digest),
+            )
+            return self._stale(repository, cached, record, error)
+
+    async def _revalidate(self, repository: Repository, tag: Tag, record: TagRecord, cached: Manifest) -> Served:
+        """Ask by HEAD, which costs no pull; fetch by digest what has changed, since the tag may move on meanwhile."""
+        try:
+            head = await self._upstreams[repository.registry].head_manifest(repository, tag)
+            if head.digest == record.digest:
+                await self._keep_tag(repository, tag, record.digest)
+                return Served(cached, Outcome.REVALIDATED)
+            if head.digest is None:
+                return await self._settle(repository, tag, record, fallback=True)
+            changed = await self._cached(repository, head.digest)
+            if changed is None:
+                changed = await self._fetched(repository, head.digest, fallback=True)
+        except OciError as error:
+            await self._refused(repository, tag, error)
+            raise
+        await self._keep_tag(repository, tag, changed.digest)
+        return Served(changed, Outcome.FILL)
+
+    async def _settle(
+        self, repository: Repository, tag: Tag, record: TagRecord | None, *, fallback: bool = False
+    ) -> Served:
+        """Fetch by tag: nothing is known of it, or upstream would not say which digest it is."""
+        try:
+            found = await self._fetched(repository, tag, fallback=fallback)
+        except OciError as error:
+            if record is not None:
+                await self._refused(repository, tag, error)
+            raise
+        await self._keep_tag(repository, tag, found.digest)
+        return Served(found, Outcome.FILL)
+
+    async def _refused(self, repository: Repository, tag: Tag, error: OciError) -> None:
+        """Upstream's word that a tag is gone, or not for us, ends what was known of it."""
+        if error.problem is Problem.MANIFEST_UNKNOWN:
+            self._missing[repository, tag] = error
+        if error.problem in {Problem.MANIFEST_UNKNOWN, Problem.DENIED}:
+            self._tags.pop((repository, tag), None)
+            await self._repositories.drop_tag(repository, tag)
+
+    async def _keep_tag(self, repository: Repository, tag: Tag, digest: Digest) -> None:
+        record = TagRecord(digest, time.time())
+        self._tags[repository, tag] = record
+        self._postponed.pop((repository, tag), None)
+        try:
+            await self._repositories.put_tag(repository, tag, record)
+        except OSError as error:
+            self._log.error("tag not recorded", repository=str(repository), tag=str(tag), reason=error.strerror)
+
+    def _stale(self, repository: Repository, cached: Manifest, record: TagRecord, error: OciError) -> Served:
+        age = max(0, int(time.time() - record.checked))
+        self._blobs.used(cached.digest)
+        return Served(
+            cached,
+            Outcome.STALE,
+            f"{repository.registry} does not answer ({error.problem.name.lower()}); this is what it said {age} s ago",
+        )
+
+    # By digest
+
+    async def _fetch(self, repository: Repository, digest: Digest) -> Served:
+        known = await self._cached(repository, digest)
+        if known is not None:
+            return Served(known, Outcome.HIT)
+        return Served(await self._fetched(repository, digest, fallback=False), Outcome.FILL)
+
+    async def _cached(self, repository: Repository, digest: Digest) -> Manifest | None:
+        """A manifest that this repository is known to contain, from memory or from disk, hashed anew."""
+        kept = self._memory.get((repository, digest))
+        if kept is not None:
+            self._blobs.used(digest)
+            return kept
+        link = await self._repositories.link(repository, digest)
+        if link is None or link.media_type is None:
+            return None
+        handle = await self._blobs.open(digest)
+        if handle is None:
+            return None
+        try:
+            body = await handle.read(0, manifest.MAX_BYTES + 1)
+        finally:
+            handle.close()
+        if Digest.of(body, digest.algorithm) != digest:
+            self._log.warning("manifest damaged", digest=str(digest), remedy="fetched again")
+            await self._blobs.remove(digest)
+            return None
+        return self._remember(
+            repository, await asyncio.to_thread(manifest.parse, body, link.media_type, digest.algorithm)
+        )
+
+    async def _fetched(self, repository: Repository, reference: Reference, *, fallback: bool) -> Manifest:
+        """Fetch, verify, and keep: content first, then the link."""
+        try:
+            found = await self._upstreams[repository.registry].manifest(repository, reference, fallback=fallback)
+        except OciError as error:
+            if error.problem is Problem.MANIFEST_UNKNOWN:
+                self._missing[repository, reference] = error
+            raise
+        try:
+            await self._blobs.put(found.digest, found.body)
+            await self._repositories.put_link(repository, found.digest, Link(len(found.body), found.media_type))
+        except OSError as error:
+            self._log.error("manifest not cached", digest=str(found.digest), reason=error.strerror)
+        return self._remember(repository, found)
+
+    def _remember(self, repository: Repository, found: Manifest) -> Manifest:
+        """Keep a manifest in memory, and the sizes it promises of what it names: upstream will be held to them."""
+        self._memory[repository, found.digest] = found
+        self._blobs.used(found.digest)
+        for descriptor in found.descriptors:
+            self._sizes[repository, descriptor.digest] = descriptor.size
+        return found

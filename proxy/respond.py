@@ -1,0 +1,152 @@
+"""The only writer of responses: headers, 200/206/304/416, HEAD, and the short close that says "not all of it"."""
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+
+from aiohttp import web
+
+from proxy.blobs import Blob
+from proxy.listings import Answer
+from proxy.manifests import Served
+from proxy.oci import byterange, conditional
+from proxy.oci.byterange import Span
+from proxy.oci.digest import Digest
+from proxy.oci.errors import OciError, Problem
+
+API_VERSION = {"Docker-Distribution-Api-Version": "registry/2.0", "Server": "entrepot"}
+OCTETS = "application/octet-stream"
+
+
+class Broken(Exception):
+    """A body could not be completed: the connection has been closed short, with a FIN."""
+
+
+class Responder:
+    """Answers one request. `sent` counts the bytes of the body that were handed to the connection."""
+
+    def __init__(self, request: web.BaseRequest, stall_timeout: float) -> None:
+        self._request = request
+        self._stall_timeout = stall_timeout
+        self._extra: dict[str, str] = dict(API_VERSION)
+        self.status = 0
+        self.sent = 0
+
+    def echo_namespace(self, namespace: str | None) -> None:
+        """The `ns` that was used, for OCI-Namespace (distribution-spec, "Registry Proxying")."""
+        if namespace is not None:
+            self._extra["OCI-Namespace"] = namespace
+
+    async def error(self, error: OciError) -> web.StreamResponse:
+        """An OCI error body."""
+        headers = {}
+        if error.retry_after is not None:
+            headers["Retry-After"] = str(max(1, round(error.retry_after)))
+        if error.problem is Problem.UNSUPPORTED:
+            headers["Allow"] = "GET, HEAD"
+        return await self._whole(error.problem.status, error.body(), "application/json", headers)
+
+    async def document(self, answer: Answer) -> web.StreamResponse:
+        """A listing, or any other whole body."""
+        return await self._whole(200, answer.body, answer.media_type, answer.headers)
+
+    async def manifest(self, served: Served) -> web.StreamResponse:
+        """A manifest, byte for byte."""
+        digest = served.manifest.digest
+        headers = {"Docker-Content-Digest": str(digest), "ETag": conditional.etag(digest)}
+        if served.warning is not None:
+            headers["Warning"] = f'299 - "{served.warning}"'
+        if self._is_unmodified(digest):
+            return await self._whole(304, b"", None, headers)
+        return await self._whole(200, served.manifest.body, served.manifest.media_type, headers)
+
+    async def blob_head(self, digest: Digest, size: int | None) -> web.StreamResponse:
+        """The headers of a blob."""
+        if self._is_unmodified(digest):
+            return await self._whole(304, b"", None, _blob_headers(digest))
+        return await self._begin(200, size, OCTETS, _blob_headers(digest))
+
+    async def blob(self, digest: Digest, blob: Blob) -> web.StreamResponse:
+        """A blob, or the part of it that was asked for. Raises Broken."""
+        headers = _blob_headers(digest)
+        if self._is_unmodified(digest):
+            return await self._whole(304, b"", None, headers)
+        asked = byterange.parse(self._request.headers.getall("Range", ()))
+        if (
+            asked is None
+            or blob.size is None
+            or not conditional.if_range(self._request.headers.get("If-Range"), digest)
+        ):
+            return await self._stream(await self._begin(200, blob.size, OCTETS, headers), blob, None)
+        span = asked.resolve(blob.size)
+        if span is None:
+            return await self._whole(416, b"", None, {**headers, "Content-Range": byterange.unsatisfied(blob.size)})
+        headers["Content-Range"] = byterange.content_range(span, blob.size)
+        return await self._stream(await self._begin(206, span.length, OCTETS, headers), blob, span)
+
+    def _is_unmodified(self, digest: Digest) -> bool:
+        return conditional.none_match(self._request.headers.getall("If-None-Match", ()), digest)
+
+    async def _whole(
+        self, status: int, body: bytes, media_type: str | None, headers: Mapping[str, str]
+    ) -> web.StreamResponse:
+        response = await self._begin(status, None if status == 304 else len(body), media_type, headers)
+        if body and self._request.method != "HEAD":
+            await self._write(response, body)
+        return response
+
+    async def _begin(
+        self, status: int, length: int | None, media_type: str | None, headers: Mapping[str, str]
+    ) -> web.StreamResponse:
+        response = web.StreamResponse(status=status, headers={**self._extra, **headers})
+        if media_type is not None:
+            response.headers["Content-Type"] = media_type  # set as it is: aiohttp would add a charset
+        if length is not None:
+            response.content_length = length
+        elif status == 200 and self._request.method != "HEAD" and self._request.version >= (1, 1):
+            response.enable_chunked_encoding()
+        elif status == 200:
+            response.force_close()
+        self.status = status
+        await response.prepare(self._request)
+        return response
+
+    async def _stream(self, response: web.StreamResponse, blob: Blob, span: Span | None) -> web.StreamResponse:
+        """Send what comes. After the status line the only honest error is a body that ends too soon."""
+        if self._request.method == "HEAD":
+            return response
+        try:
+            async with contextlib.aclosing(blob.read(span)) as chunks:
+                async for chunk in chunks:
+                    await self._write(response, chunk)
+        except (OciError, OSError) as error:
+            self._close_short(response)
+            if isinstance(error, ConnectionError):
+                raise  # it is the client that left
+            raise Broken(error.message if isinstance(error, OciError) else str(error.strerror)) from None
+        return response
+
+    async def _write(self, response: web.StreamResponse, data: bytes) -> None:
+        """Hand bytes to the connection, at the pace at which the client takes them, if it takes any."""
+        try:
+            async with asyncio.timeout(self._stall_timeout):
+                await response.write(data)
+        except TimeoutError:
+            if self._request.transport is not None:
+                self._request.transport.abort()  # it reads nothing: a FIN would wait behind what it does not read
+            raise ConnectionResetError("the client took no byte for too long") from None
+        self.sent += len(data)
+
+    def _close_short(self, response: web.StreamResponse) -> None:
+        response.force_close()
+        if self._request.transport is not None:
+            self._request.transport.close()  # what is buffered goes out, then a FIN: containerd resumes after that
+
+
+def _blob_headers(digest: Digest) -> dict[str, str]:
+    return {
+        "Docker-Content-Digest": str(digest),
+        "ETag": conditional.etag(digest),
+        "Accept-Ranges": "bytes",
+        "Cache-Control": "max-age=31536000, immutable",
+    }

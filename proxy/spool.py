@@ -1,0 +1,106 @@
+"""A blob on its way in: one writer, any readers, each with its own offset, none faster than the bytes are known."""
+
+import asyncio
+import enum
+
+from proxy.files import Handle
+from proxy.oci.digest import Digest, Hasher
+from proxy.oci.errors import OciError
+
+
+class End(enum.Enum):
+    """How a fill ended."""
+
+    VERIFIED = enum.auto()  # the digest holds: every byte may be sent
+    FAILED = enum.auto()  # the bytes, or upstream, are no good: close short
+    UNCACHED = enum.auto()  # the disk would not take it: go on from upstream directly
+
+
+class Spool:
+    """What the readers of a fill see of it, whether this process writes the file or another one does.
+
+    Its states, in order: *opening* (no size, no file), *open* (upstream has answered; bytes come), *ended*.
+    """
+
+    def __init__(self, digest: Digest) -> None:
+        self.digest = digest
+        self.size: int | None = None  # bytes in all, if known
+        self.watermark = 0  # bytes that are in the file
+        self.end: End | None = None
+        self.error: OciError | None = None
+        self.hasher: Hasher | None = None  # the state at the watermark, once UNCACHED
+        self._handle: Handle | None = None
+        self._readers = 0
+        self._opened = False
+        self._changed = asyncio.Event()
+
+    @property
+    def readable(self) -> int:
+        """How many bytes may be sent: the last one is withheld until the digest holds."""
+        return self.watermark if self.end is End.VERIFIED else max(0, self.watermark - 1)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether upstream has said that there is such a blob."""
+        return self._opened
+
+    def open(self, handle: Handle, size: int | None) -> None:
+        """Upstream has answered: readers may start. `handle` is the growing file; the spool keeps one of its own."""
+        self._handle = handle.duplicate()
+        self.size = size
+        self._opened = True
+        self._announce()
+
+    def advance(self, watermark: int) -> None:
+        """The file has grown to `watermark` bytes."""
+        self.watermark = watermark
+        self._announce()
+
+    def finish(self, end: End, error: OciError | None = None, hasher: Hasher | None = None) -> None:
+        """Nothing more will come. The first word counts."""
+        if self.end is not None:
+            return
+        self.end, self.error, self.hasher = end, error, hasher
+        if end is End.VERIFIED and self.size is None:
+            self.size = self.watermark
+        self._announce()
+        self._close_if_done()
+
+    def _announce(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def _close_if_done(self) -> None:
+        if self._handle is not None and self.end is not None and not self._readers:
+            self._handle.close()
+            self._handle = None
+
+    # For readers
+
+    def join(self) -> None:
+        """Keep the file open until leave(): before the first wait, so that it cannot go in between."""
+        self._readers += 1
+
+    def leave(self) -> None:
+        """One reader less."""
+        self._readers -= 1
+        self._close_if_done()
+
+    async def opened(self) -> None:
+        """Wait until upstream has answered. Raises the OciError of a fill that failed before."""
+        while not self._opened and self.end is None:
+            await self._changed.wait()
+        if not self._opened and self.error is not None:
+            raise self.error
+
+    async def beyond(self, offset: int) -> int:
+        """Wait until there is a readable byte at `offset`, or no more to come; returns `readable`."""
+        while self.readable <= offset and self.end is None:
+            await self._changed.wait()
+        return self.readable
+
+    async def read(self, offset: int, count: int) -> bytes:
+        """Up to `count` bytes at `offset`, which must be below `readable`."""
+        if self._handle is None:
+            raise ValueError("the spool has no file")
+        return await self._handle.read(offset, count)

@@ -1,0 +1,62 @@
+"""What the cache needs of a store; tests/unit/test_store_conformance.py is run for every one there is."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from proxy.files import Handle
+from proxy.oci.digest import Digest
+from proxy.oci.reference import Repository, Tag
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """The record that a repository contains a digest: its size in bytes and, for a manifest, its media type."""
+
+    size: int | None = None
+    media_type: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TagRecord:
+    """What a tag stood for when upstream was last asked (`checked`, seconds since the epoch)."""
+
+    digest: Digest
+    checked: float
+
+
+class BlobStore(Protocol):
+    """Verified bytes by digest, shared by all repositories: permission is the links' business."""
+
+    async def open(self, digest: Digest) -> Handle | None:
+        """The whole blob, to read; None if it is not there. Raises OSError for trouble other than absence."""
+
+    async def put(self, digest: Digest, body: bytes) -> None:
+        """Keep a small verified blob (a manifest). Raises OSError."""
+
+    async def adopt(self, digest: Digest, spool: Handle) -> None:
+        """Take over the locked and verified spool of `digest`. Raises OSError."""
+
+    async def remove(self, digest: Digest) -> None:
+        """Drop a blob that turned out to be damaged; open readers keep their bytes."""
+
+    def used(self, digest: Digest) -> None:
+        """Take note that a blob was asked for, for the eviction order."""
+
+
+class RepositoryStore(Protocol):
+    """What is known of each repository: which digests it contains, what its tags stand for."""
+
+    async def link(self, repository: Repository, digest: Digest) -> Link | None:
+        """The link of a digest, if the repository is known to contain it."""
+
+    async def put_link(self, repository: Repository, digest: Digest, link: Link) -> None:
+        """Record that upstream confirmed a digest to be in a repository."""
+
+    async def tag(self, repository: Repository, tag: Tag) -> TagRecord | None:
+        """What a tag stood for when last asked."""
+
+    async def put_tag(self, repository: Repository, tag: Tag, record: TagRecord) -> None:
+        """Record what a tag stands for."""
+
+    async def drop_tag(self, repository: Repository, tag: Tag) -> None:
+        """Forget a tag: upstream says it is gone, or not for us."""

@@ -1,0 +1,125 @@
+"""Logs and metrics: how they are set up, and the closed set of things that are counted."""
+
+import enum
+import logging
+import sys
+from collections.abc import Mapping, MutableMapping
+from typing import Any, Literal, TextIO
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+Logger = structlog.typing.FilteringBoundLogger
+Format = Literal["auto", "console", "json"]
+
+
+class Outcome(enum.StrEnum):
+    """Where an answer came from."""
+
+    HIT = "hit"  # the cache, upstream not asked
+    REVALIDATED = "revalidated"  # the cache, upstream asked whether the tag still stands for it
+    FILL = "fill"  # upstream, on its way into the cache
+    JOIN = "join"  # upstream, on its way already when asked for
+    STALE = "stale"  # the cache, since upstream does not answer
+    DIRECT = "direct"  # upstream, and the cache will not keep it
+    RELAY = "relay"  # upstream: listings are not kept
+    LOCAL = "local"  # no content at all
+    ERROR = "error"
+
+
+def set_up_logging(style: Format, level: str, stream: TextIO = sys.stderr) -> Logger:
+    """Make the process's logger, and send the standard library's records (aiohttp's, asyncio's) the same way."""
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=_stamping(),
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *_rendering(style, stream)],
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=max(_threshold(level), logging.WARNING), force=True)
+    return make_logger(style, level, stream)
+
+
+def make_logger(style: Format, level: str, stream: TextIO) -> Logger:
+    """A structured logger that writes to `stream`, a line a record.
+
+    `auto` writes for people on a terminal, and JSON everywhere else.
+    """
+    logger: Logger = structlog.wrap_logger(
+        structlog.WriteLogger(stream),
+        processors=[*_stamping(), *_rendering(style, stream)],
+        wrapper_class=structlog.make_filtering_bound_logger(_threshold(level)),
+        context_class=dict,
+        cache_logger_on_first_use=True,
+    )
+    return logger
+
+
+def _stamping() -> list[structlog.typing.Processor]:
+    return [structlog.processors.add_log_level, structlog.processors.TimeStamper(fmt="iso", utc=True)]
+
+
+def _rendering(style: Format, stream: TextIO) -> list[structlog.typing.Processor]:
+    if style == "console" or (style == "auto" and stream.isatty()):
+        return [structlog.dev.ConsoleRenderer(colors=stream.isatty())]
+    return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+
+
+def _threshold(level: str) -> int:
+    return logging.getLevelNamesMapping()[level.upper()]
+
+
+def quiet() -> Logger:
+    """A logger that drops everything, for callers that have nowhere to write."""
+    logger: Logger = structlog.wrap_logger(structlog.ReturnLogger(), processors=[_drop])
+    return logger
+
+
+def _drop(_logger: Any, _method: str, _event: MutableMapping[str, Any]) -> Mapping[str, Any]:
+    raise structlog.DropEvent
+
+
+class Metrics:
+    """Everything that is counted; label values come from closed sets only, never from a client.
+
+    With several workers prometheus_client keeps each process's values in files, and the admin listener adds them up:
+    it does so when PROMETHEUS_MULTIPROC_DIR is set before the first import, which the supervisor sees to.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        self.requests = Counter(
+            "entrepot_requests", "Requests by kind, upstream, status and outcome",
+            ["kind", "upstream", "status", "outcome"], registry=registry,
+        )  # fmt: skip
+        self.seconds = Histogram(
+            "entrepot_request_seconds", "Seconds from request to end of answer", ["kind"], registry=registry,
+            buckets=(0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300),
+        )  # fmt: skip
+        self.client_bytes = Counter(
+            "entrepot_client_bytes", "Body bytes sent to clients", ["upstream"], registry=registry
+        )
+        self.upstream_bytes = Counter(
+            "entrepot_upstream_bytes", "Body bytes received from upstream", ["upstream"], registry=registry
+        )
+        self.upstream_answers = Counter(
+            "entrepot_upstream_answers", "Answers of upstream by status, or the error in place of one",
+            ["upstream", "method", "status"], registry=registry,
+        )  # fmt: skip
+        self.fills = Counter(
+            "entrepot_fills", "Downloads of blobs by outcome", ["upstream", "outcome"], registry=registry
+        )
+        self.fills_active = Gauge(
+            "entrepot_fills_active", "Downloads of blobs going on", registry=registry, multiprocess_mode="livesum"
+        )
+        self.cache_bytes = Gauge(
+            "entrepot_cache_bytes", "Bytes of stored blobs", registry=registry, multiprocess_mode="mostrecent"
+        )
+        self.evicted_bytes = Counter("entrepot_evicted_bytes", "Bytes of blobs dropped to make room", registry=registry)
+        self.descriptors = Gauge(
+            "entrepot_open_descriptors", "Open file descriptors", registry=registry, multiprocess_mode="livesum"
+        )
+        self.descriptor_limit = Gauge(
+            "entrepot_descriptor_limit", "Limit of open file descriptors, per process", registry=registry,
+            multiprocess_mode="livemax",
+        )  # fmt: skip

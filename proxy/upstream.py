@@ -1,0 +1,371 @@
+"""One upstream registry over HTTP: manifests, blob streams, listings; retries, the breaker, the watchdog."""
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType, TracebackType
+from typing import Self
+from urllib.parse import urlencode
+
+import aiohttp
+from yarl import URL
+
+from proxy import config
+from proxy.egress import Egress, read_limited
+from proxy.oci import challenge
+from proxy.oci.byterange import parse_content_range
+from proxy.oci.digest import Digest
+from proxy.oci.errors import OciError, Problem
+from proxy.oci.manifest import ACCEPT as MANIFEST_TYPES
+from proxy.oci.manifest import MAX_BYTES, Manifest, ManifestInvalid
+from proxy.oci.manifest import parse as parse_manifest
+from proxy.oci.reference import Reference, Repository
+from proxy.oci.retry import Breaker, pause, retry_after
+from proxy.telemetry import Metrics
+from proxy.tokens import Tokens
+
+BUDGET = 18.0  # seconds for connect, token, redirects and headers together: clients give up at 30
+STALE_BUDGET = 5.0  # seconds, when there is a cached answer to fall back on
+TRIES = 3
+LISTING_LIMIT = 4 * 1024 * 1024  # bytes of a page of tags or referrers
+ACCEPT = MappingProxyType({"Accept": MANIFEST_TYPES})
+LOW_SPEED = 1024  # bytes a second that a body must bring, over one stall time-out
+
+
+class Interrupted(Exception):
+    """A body broke off: closed, reset, stalled, or too slow. What came before it is good to resume from."""
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestHead:
+    """What a HEAD of a manifest says; the digest may be missing."""
+
+    digest: Digest | None
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A page of tags or referrers as upstream sent it."""
+
+    status: int
+    headers: Mapping[str, str]
+    links: tuple[str, ...]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One question to upstream, before authorization."""
+
+    method: str
+    repository: Repository
+    url: URL
+    headers: Mapping[str, str]
+    missing: Problem
+    fresh: bool = False
+    redirects: bool = True
+
+
+class BlobStream:
+    """The body of a blob as it comes: `start` is the offset of its first byte, `total` the blob's size if known."""
+
+    def __init__(self, response: aiohttp.ClientResponse, stall_timeout: float, received: Callable[[int], None]) -> None:
+        self.start = 0
+        self.total = response.content_length
+        if response.status == 206:
+            span, self.total = parse_content_range(response.headers.get("Content-Range", ""))
+            self.start = span.start
+        self._response = response
+        self._stall_timeout = stall_timeout
+        self._received = received
+        self._broken: Interrupted | None = None
+        self._waited = 0.0
+        self._waited_for = 0
+
+    async def read(self) -> bytes:
+        """Whatever has come since, at least a byte; empty at the end. Raises Interrupted."""
+        if self._broken is not None:
+            raise self._broken
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(self._stall_timeout):
+                data = await self._response.content.readany()
+        except TimeoutError:
+            raise Interrupted(f"no byte for {self._stall_timeout:g} s") from None
+        except (aiohttp.ClientError, OSError) as error:
+            self._broken = Interrupted(type(error).__name__)
+            # What came before the break is still in aiohttp's buffer, and it has no public way to get at it.
+            data = self._response.content._read_nowait(-1)  # noqa: SLF001
+            if not data:
+                raise self._broken from None
+        self._received(len(data))
+        self._watch(len(data), time.monotonic() - began)
+        return data
+
+    def _watch(self, count: int, waited: float) -> None:
+        """A drip of bytes satisfies every per-read time-out; it must not hold a fill for ever.
+
+        Only time spent waiting for upstream counts, so that a slow disk or client is not taken for a slow upstream.
+        """
+        self._waited += waited
+        self._waited_for += count
+        if self._waited >= self._stall_timeout and count:
+            if self._waited_for < LOW_SPEED * self._stall_timeout:
+                raise Interrupted(f"below {LOW_SPEED} bytes a second for {self._stall_timeout:g} s")
+            self._waited, self._waited_for = 0.0, 0
+
+
+class Upstream:
+    """One registry, under the name clients use for it. Every method raises OciError, and nothing else."""
+
+    def __init__(self, settings: config.Upstream, metrics: Metrics) -> None:
+        self.registry = settings.registry
+        self.tag_ttl = settings.tag_ttl
+        self.egress = Egress(settings.base, settings.private_networks)
+        self._tokens = Tokens(settings, self.egress)
+        self._stall_timeout = settings.stall_timeout
+        self._breaker = Breaker(first=1.0, longest=8.0)
+        self._metrics = metrics
+        self._count_bytes = metrics.upstream_bytes.labels(self.registry).inc
+
+    async def __aenter__(self) -> Self:
+        await self.egress.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._tokens.aclose()
+        await self.egress.__aexit__(kind, error, trace)
+
+    # Manifests
+
+    async def head_manifest(self, repository: Repository, reference: Reference) -> ManifestHead:
+        """Ask what a tag stands for now: it costs no pull on Docker Hub. There is something to fall back on."""
+        ask = self._ask(
+            "HEAD", repository, f"manifests/{reference}", Problem.MANIFEST_UNKNOWN, fresh=True, headers=ACCEPT
+        )
+        response = await self._send(ask, tries=1, budget=STALE_BUDGET)
+        with contextlib.closing(response):
+            text = response.headers.get("Docker-Content-Digest")
+        try:
+            return ManifestHead(None if text is None else Digest.parse(text))
+        except OciError:
+            raise self._invalid("names a digest that is none") from None
+
+    async def manifest(self, repository: Repository, reference: Reference, *, fallback: bool) -> Manifest:
+        """Fetch a manifest whole, and check it: against its digest, its header's digest, its media type.
+
+        `fallback`: the caller has an older answer to give, so there is no use in trying for long.
+        """
+        by_digest = isinstance(reference, Digest)
+        ask = self._ask(
+            "GET", repository, f"manifests/{reference}", Problem.MANIFEST_UNKNOWN, fresh=not by_digest,
+            headers=ACCEPT,
+        )  # fmt: skip
+        tries, budget = (1, STALE_BUDGET) if fallback else (TRIES, BUDGET)
+        response = await self._send(ask, tries=tries, budget=budget)
+        claimed = response.headers.get("Docker-Content-Digest")
+        declared = response.headers.get("Content-Type", "")
+        try:
+            async with asyncio.timeout(self._stall_timeout):
+                body = await read_limited(response, MAX_BYTES)
+        except TimeoutError:
+            raise OciError(Problem.UPSTREAM_TIMEOUT, f"{self.registry} stalled within a manifest") from None
+        self._count_bytes(len(body))
+        expected = reference if isinstance(reference, Digest) else self._claimed(claimed)
+        return await asyncio.to_thread(self._checked, body, declared, expected)
+
+    def _claimed(self, header: str | None) -> Digest | None:
+        try:
+            return None if header is None else Digest.parse(header)
+        except OciError:
+            raise self._invalid("names a digest that is none") from None
+
+    def _checked(self, body: bytes, declared: str, expected: Digest | None) -> Manifest:
+        algorithm = "sha256" if expected is None else expected.algorithm
+        if expected is not None and Digest.of(body, algorithm) != expected:
+            raise self._invalid("sent a manifest whose bytes are not those of its digest")
+        try:
+            return parse_manifest(body, declared, algorithm)
+        except ManifestInvalid as error:
+            raise self._invalid(f"sent a manifest that is none: {error}") from None
+
+    # Blobs
+
+    async def head_blob(self, repository: Repository, digest: Digest) -> int | None:
+        """Whether a repository contains a blob: its size in bytes, if upstream tells it. Downloads nothing."""
+        ask = self._ask("HEAD", repository, f"blobs/{digest}", Problem.BLOB_UNKNOWN, redirects=False)
+        try:
+            response = await self._send(ask)
+        except OciError as error:
+            if error.problem not in {Problem.DENIED, Problem.UPSTREAM_INVALID}:  # some allow GET, but no HEAD
+                raise
+        else:
+            response.close()
+            if response.status == 200 and response.content_length is not None:
+                return response.content_length
+        # A redirect leads to storage, whose signed URLs are good for GET only: ask for one byte, and read none.
+        async with self.blob(repository, digest, start=0, stop=1) as stream:
+            return stream.total
+
+    @contextlib.asynccontextmanager
+    async def blob(
+        self, repository: Repository, digest: Digest, *, start: int = 0, stop: int | None = None
+    ) -> AsyncIterator[BlobStream]:
+        """Stream a blob from `start` (to `stop`, exclusive). Upstream may answer from 0 all the same: see `start`."""
+        headers = {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"} if start or stop is not None else {}
+        ask = self._ask("GET", repository, f"blobs/{digest}", Problem.BLOB_UNKNOWN, headers=headers)
+        response = await self._send(ask)
+        with contextlib.closing(response):
+            try:
+                stream = BlobStream(response, self._stall_timeout, self._count_bytes)
+            except ValueError:
+                raise self._invalid("sent a partial blob without saying which part") from None
+            if stream.start not in {0, start}:
+                raise self._invalid("sent another part of a blob than was asked for")
+            if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+                raise self._invalid("sent an encoded blob, though asked for identity")
+            yield stream
+
+    # Listings
+
+    async def listing(
+        self, repository: Repository, path: str, query: Sequence[tuple[str, str]], accept: str
+    ) -> Listing:
+        """A page of tags or referrers; a 404 is returned, not raised: what it means depends on its body."""
+        ask = self._ask("GET", repository, path, Problem.NAME_UNKNOWN, query, fresh=True, headers={"Accept": accept})
+        response = await self._send(ask, allowed={404})
+        body = await read_limited(response, LISTING_LIMIT)
+        return Listing(response.status, response.headers, tuple(response.headers.getall("Link", ())), body)
+
+    # One request
+
+    def _ask(  # noqa: PLR0913  a question has that many sides
+        self,
+        method: str,
+        repository: Repository,
+        path: str,
+        missing: Problem,
+        query: Sequence[tuple[str, str]] = (),
+        *,
+        fresh: bool = False,
+        redirects: bool = True,
+        headers: Mapping[str, str] = MappingProxyType({}),
+    ) -> Ask:
+        suffix = f"?{urlencode(query)}" if query else ""
+        url = URL(f"{self.egress.base}/v2/{repository.name}/{path}{suffix}", encoded=True)
+        return Ask(method, repository, url, headers, missing, fresh, redirects)
+
+    async def _send(
+        self, ask: Ask, *, tries: int = TRIES, budget: float = BUDGET, allowed: frozenset[int] | set[int] = frozenset()
+    ) -> aiohttp.ClientResponse:
+        """Send until there is an answer, within the budget; an answer that is a refusal is raised."""
+        if not self._breaker.admit(time.monotonic()):
+            wait = self._breaker.reopens_in(time.monotonic())
+            raise OciError(
+                Problem.UPSTREAM_PAUSED,
+                f"{self.registry} does not answer; asking it again in {wait:.0f} s",
+                retry_after=wait,
+            )
+        try:
+            async with asyncio.timeout(budget):
+                response = await self._retried(lambda: self._authorized(ask), tries)
+        except TimeoutError:
+            self._failed(ask, "timeout")
+            raise OciError(Problem.UPSTREAM_TIMEOUT, f"{self.registry} did not answer within {budget:g} s") from None
+        except OciError as error:
+            self._judge(ask, error)
+            raise
+        self._breaker.succeeded()
+        return self._accepted(ask, response, allowed)
+
+    async def _retried(
+        self, attempt: Callable[[], Awaitable[aiohttp.ClientResponse]], tries: int
+    ) -> aiohttp.ClientResponse:
+        for number in range(tries - 1):
+            try:
+                response = await attempt()
+                if response.status < 500:
+                    return response
+                response.close()
+            except OciError as error:
+                if error.problem not in {Problem.UPSTREAM_UNREACHABLE, Problem.UPSTREAM_ERROR}:
+                    raise
+            await asyncio.sleep(pause(number, secrets.SystemRandom().random()))
+        return await attempt()
+
+    async def _authorized(self, ask: Ask) -> aiohttp.ClientResponse:
+        """Send with what authorization there is; after a 401, once more with what it asks for."""
+        authorization = await self._tokens.authorization(ask.repository)
+        response = await self._followed(ask, authorization)
+        if response.status != 401:
+            return response
+        challenges = challenge.parse(response.headers.getall("WWW-Authenticate", ()))
+        renewed = None
+        if response.url.origin() == self.egress.origin:
+            renewed = await self._tokens.renewed(ask.repository, challenges, authorization)
+        if renewed is None:
+            return response
+        response.close()
+        return await self._followed(ask, renewed)
+
+    async def _followed(self, ask: Ask, authorization: str | None) -> aiohttp.ClientResponse:
+        response = await self.egress.request(ask.method, ask.url, ask.headers, authorization, fresh=ask.fresh)
+        self._metrics.upstream_answers.labels(self.registry, ask.method, response.status).inc()
+        if not ask.redirects:
+            return response
+        response = await self.egress.follow(ask.method, response, ask.headers, authorization, fresh=ask.fresh)
+        if response.status in {400, 401, 403, 410} and response.url.origin() != self.egress.origin:
+            # Signed URLs expire: that is not upstream's word on who may read what, and it will sign another.
+            response.close()
+            raise OciError(
+                Problem.UPSTREAM_ERROR,
+                f"{response.url.host}, where {self.registry} sends us, answered {response.status}",
+            )
+        return response
+
+    def _judge(self, ask: Ask, error: OciError) -> None:
+        if error.problem in {Problem.UPSTREAM_UNREACHABLE, Problem.UPSTREAM_TIMEOUT}:
+            self._failed(ask, "unreachable")
+        elif error.problem is not Problem.OVERLOADED:  # our own trouble says nothing about upstream
+            self._breaker.succeeded()
+
+    def _failed(self, ask: Ask, why: str) -> None:
+        self._breaker.failed(time.monotonic())
+        self._metrics.upstream_answers.labels(self.registry, ask.method, why).inc()
+
+    def _accepted(
+        self, ask: Ask, response: aiohttp.ClientResponse, allowed: frozenset[int] | set[int]
+    ) -> aiohttp.ClientResponse:
+        status = response.status
+        if status in {200, 206} or status in allowed or (300 <= status < 400 and not ask.redirects):
+            return response
+        wait = retry_after(response.headers.get("Retry-After"), time.time())
+        response.close()
+        raise self._refusal(ask, status, wait)
+
+    def _refusal(self, ask: Ask, status: int, wait: float | None) -> OciError:
+        name = ask.repository
+        match status:
+            case 404 | 410:
+                return OciError(ask.missing, f"{self.registry} has no such thing in {name.name}")
+            case 401 | 403:
+                return OciError(
+                    Problem.DENIED,
+                    f"{self.registry} denies access to {name.name}: it does not exist, or is not for us to read",
+                )
+            case 429:
+                return OciError(Problem.TOO_MANY_REQUESTS, f"{self.registry} limits our rate", retry_after=wait)
+            case 416:
+                return OciError(Problem.UPSTREAM_INVALID, f"{self.registry} has less of this blob than it said")
+            case _ if status >= 500:
+                return OciError(Problem.UPSTREAM_ERROR, f"{self.registry} answered {status}", retry_after=wait)
+            case _:
+                return OciError(Problem.UPSTREAM_INVALID, f"{self.registry} answered {status}")
+
+    def _invalid(self, what: str) -> OciError:
+        return OciError(Problem.UPSTREAM_INVALID, f"{self.registry} {what}")

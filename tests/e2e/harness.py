@@ -1,0 +1,206 @@
+"""The proxy under test: whole, in this process or in its own, on a free port, with a store of its own."""
+
+import asyncio
+import contextlib
+import io
+import json
+import os
+import signal
+import ssl
+import sys
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from prometheus_client import CollectorRegistry
+
+from proxy.app import App, bind, build, listening
+from proxy.config import Config, Listen, load
+from proxy.telemetry import Metrics, make_logger
+
+from .raw_client import RawAnswer, ask
+
+DEADLINE = 10.0  # seconds until a condition that should come true is given up
+
+
+async def until(condition: Callable[[], bool], what: str = "the condition") -> None:
+    """Wait until something is so: looked at often, and given up with a word."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DEADLINE):
+            while not condition():
+                await asyncio.sleep(0.005)
+    assert condition(), what
+
+
+def toml(upstream: str, *, more: str = "", server: str = "", store: str = "", registry: str = "docker.io") -> str:
+    """A configuration with one upstream, the default; `more` goes into its table, or starts tables of its own."""
+    return "\n".join(
+        [
+            "[server]",
+            'lb_delay = "0s"',
+            server,
+            "[store]",
+            store,
+            "[[upstream]]",
+            f'registry = "{registry}"',
+            f'url = "{upstream}"',
+            "default = true",
+            more,
+        ]
+    )
+
+
+@dataclass
+class Proxy:
+    """A running proxy: where it is, what it holds, what it has logged."""
+
+    host: str
+    app: App
+    config: Config
+    store: Path
+    metrics: Metrics
+    log_stream: io.StringIO = field(repr=False)
+
+    async def ask(self, method: str, target: str, headers: dict[str, str] | None = None) -> RawAnswer:
+        """One request on a connection of its own."""
+        return await ask(self.host, method, target, {"Host": self.host, "Connection": "close", **(headers or {})})
+
+    async def get(self, target: str, headers: dict[str, str] | None = None) -> RawAnswer:
+        """GET."""
+        return await self.ask("GET", target, headers)
+
+    async def head(self, target: str, headers: dict[str, str] | None = None) -> RawAnswer:
+        """HEAD."""
+        return await self.ask("HEAD", target, headers)
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        """The records logged so far."""
+        return [json.loads(line) for line in self.log_stream.getvalue().splitlines()]
+
+    @property
+    def requests(self) -> list[dict[str, Any]]:
+        """The access log."""
+        return [record for record in self.log if record["event"] == "request"]
+
+    def blobs(self) -> list[str]:
+        """The digests that are stored."""
+        return sorted(f"{p.parent.parent.name}:{p.name}" for p in (self.store / "blobs").glob("*/*/*"))
+
+    def spools(self) -> list[Path]:
+        """The downloads that are going on, or were left."""
+        return sorted((self.store / "spool").iterdir())
+
+    def blob_path(self, digest: str) -> Path:
+        """Where a blob is stored."""
+        algorithm, _, encoded = digest.partition(":")
+        return self.store / "blobs" / algorithm / encoded[:2] / encoded
+
+    async def settled(self) -> None:
+        """Wait until no fill and no request is going on."""
+        async with asyncio.timeout(DEADLINE):
+            await self.app.blobs.idle()
+            await self.app.handlers.idle()
+
+
+@contextlib.asynccontextmanager
+async def running(text: str, store: Path, *, tls: ssl.SSLContext | None = None) -> AsyncIterator[Proxy]:
+    """A whole proxy in this process; checks on leaving that it has left nothing behind."""
+    path = store.parent / f"{store.name}.toml"
+    path.write_text(text)
+    config = await asyncio.to_thread(load, path, {"ENTREPOT_STORE_PATH": str(store)})
+    stream = io.StringIO()
+    metrics = Metrics(CollectorRegistry())
+    sock = bind(Listen(host="127.0.0.1", port=0), "server.listen")
+    async with (
+        build(config, make_logger("json", "debug", stream), metrics) as app,
+        listening(app.handlers, sock, tls),
+    ):
+        app.handlers.is_ready = True
+        host = f"127.0.0.1:{sock.getsockname()[1]}"
+        yield Proxy(host, app, config, store, metrics, stream)
+    await until(lambda: not _tasks_of_ours(), "tasks are left")
+    await until(lambda: not _open_below(store), "descriptors are left")
+    assert not list((store / "tmp").iterdir()), "temporary files are left"
+    assert "a defect" not in stream.getvalue(), stream.getvalue()
+
+
+def _tasks_of_ours() -> list[str]:
+    """The tasks that run the product's code, or aiohttp's for it; the fake upstream and the test have their own."""
+    codes = [getattr(task.get_coro(), "cr_code", None) for task in asyncio.all_tasks()]
+    names = [code.co_filename for code in codes if code is not None]
+    return [name for name in names if "/proxy/" in name or "/aiohttp/" in name]
+
+
+def _open_below(store: Path) -> list[str]:
+    """The files of a store that this process has open."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            found.append(os.readlink(f"/proc/self/fd/{name}"))
+    return [path for path in found if path.startswith(str(store))]
+
+
+@dataclass
+class Process:
+    """A proxy in a process of its own."""
+
+    process: asyncio.subprocess.Process
+    host: str
+    admin: str
+    store: Path
+    lines: list[dict[str, Any]] = field(repr=False)
+
+    async def get(self, target: str, headers: dict[str, str] | None = None) -> RawAnswer:
+        """GET on a connection of its own."""
+        return await ask(self.host, "GET", target, {"Host": self.host, "Connection": "close", **(headers or {})})
+
+    async def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Send a signal, and wait for the end."""
+        if self.process.returncode is None:
+            self.process.send_signal(number)
+        async with asyncio.timeout(DEADLINE):
+            return await self.process.wait()
+
+    async def metrics(self) -> str:
+        """What Prometheus would read."""
+        async with aiohttp.ClientSession() as session, session.get(f"http://{self.admin}/metrics") as response:
+            return await response.text()
+
+
+@contextlib.asynccontextmanager
+async def serving(text: str, store: Path, *, environ: dict[str, str] | None = None) -> AsyncIterator[Process]:
+    """`entrepot serve` in a process of its own, killed on leaving if it still runs."""
+    path = store.parent / f"{store.name}.toml"
+    path.write_text(text)
+    environment = {
+        **os.environ,
+        "ENTREPOT_STORE_PATH": str(store),
+        "ENTREPOT_SERVER_LISTEN": "127.0.0.1:0",
+        "ENTREPOT_ADMIN_LISTEN": "127.0.0.1:0",
+        "ENTREPOT_LOG_FORMAT": "json",
+        **(environ or {}),
+    }
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "proxy", "serve", "--config", str(path), stderr=asyncio.subprocess.PIPE, env=environment
+    )
+    lines: list[dict[str, Any]] = []
+    reading = asyncio.create_task(_read_log(process, lines))
+    try:
+        await until(lambda: process.returncode is not None or any(line["event"] == "serving" for line in lines))
+        served = next((line for line in lines if line["event"] == "serving"), {"listen": "", "admin": ""})
+        yield Process(process, served["listen"], served["admin"], store, lines)
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+        await reading
+
+
+async def _read_log(process: asyncio.subprocess.Process, lines: list[dict[str, Any]]) -> None:
+    assert process.stderr is not None
+    while line := await process.stderr.readline():
+        with contextlib.suppress(ValueError):
+            lines.append(json.loads(line))

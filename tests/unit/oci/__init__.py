@@ -1,0 +1,1 @@
+"""Tests of the pure package: no network, no files, no clock."""
