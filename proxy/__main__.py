@@ -23,11 +23,12 @@ EXIT_CONFIG = 2
 
 config_option = click.option(
     "--config", "path", type=click.Path(path_type=Path, dir_okay=False), envvar="ENTREPOT_CONFIG",
+    show_envvar=True,
     help="The configuration, in TOML. Without one: 127.0.0.1:5000, the public registries, a cache in your home.",
 )  # fmt: skip
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(name="entrepot", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="entrepot")
 def main() -> None:
     """Entrepot: a pull-through cache for container images.
@@ -46,7 +47,10 @@ def main() -> None:
 @config_option
 @click.option("--worker-socket", type=int, hidden=True, help="For the supervisor's use.")
 def serve_command(path: Path | None, worker_socket: int | None) -> None:
-    """Serve until SIGTERM (drains: finishes what is being sent) or Ctrl-C; twice means at once."""
+    """Serve clients, until SIGTERM or Ctrl-C.
+
+    What is being sent is finished first, up to server.drain_timeout. A second signal stops at once.
+    """
     settings = _load(path)
     _guarded(lambda: _serve(settings, path, worker_socket))
 
@@ -54,7 +58,11 @@ def serve_command(path: Path | None, worker_socket: int | None) -> None:
 @main.command("check")
 @config_option
 def check_command(path: Path | None) -> None:
-    """Validate a configuration, and say what would happen, upstream by upstream."""
+    """Say what a configuration would do.
+
+    It is read as serve would read it, environment and passwords included, and told upstream by upstream; nothing is
+    started, created or asked. Exit status 2 if serve would refuse it.
+    """
     settings = _load(path)
     if not check.report(settings, Console(highlight=False)):
         sys.exit(EXIT_CONFIG)
@@ -65,7 +73,11 @@ def check_command(path: Path | None) -> None:
 @click.option("--layers", default=4, show_default=True, type=click.IntRange(1, 100), help="Layers of an image.")
 @click.option("--size", default=16, show_default=True, type=click.IntRange(1, 1024), help="MiB of a layer.")
 def demo_command(clients: int, layers: int, size: int) -> None:
-    """Start a small registry with generated images and a cache in front of it; pull cold, warm, and all at once."""
+    """See it work, without internet.
+
+    Starts a small registry with a generated image, and a cache in front of it, on free ports of 127.0.0.1; pulls the
+    image cold, warm, by many clients at once and with the registry stopped; prints what that took. Nothing is kept.
+    """
     console = Console()
     _guarded(lambda: demo.run(demo.Plan(clients, layers, size * 1024 * 1024), console))
 
@@ -113,4 +125,4 @@ async def _serve(settings: Config, path: Path | None, worker_socket: int | None)
 
 
 if __name__ == "__main__":
-    main()
+    main(prog_name="entrepot")

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import signal
 import socket
 import ssl
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import http_parser, web
+from aiohttp.http_exceptions import HttpProcessingError
 from cachetools import LRUCache
 from prometheus_client import CollectorRegistry
 
@@ -60,6 +62,8 @@ async def build(config: Config, log: Logger, metrics: Metrics) -> AsyncIterator[
         stack.callback(tree.close)
         store, repositories = DiskBlobs(tree), DiskRepositories(tree)
         space = Space(tree, config.store.max_size, store.record_uses, lambda gone: _evicted(gone, log, metrics))
+        housekeeping = Housekeeping(tree, store, space, metrics, log)
+        await files.hop(housekeeping.sweep)
         await files.hop(space.open)
         stack.push_async_callback(space.aclose)
         stack.push_async_callback(store.record_uses)
@@ -68,7 +72,7 @@ async def build(config: Config, log: Logger, metrics: Metrics) -> AsyncIterator[
             for settings in config.upstream
         }
         sizes: Sizes = LRUCache(SIZES_IN_MEMORY)
-        manifests = Manifests(upstreams, store, repositories, sizes, log)
+        manifests = Manifests(upstreams, store, repositories, space, sizes, log)
         stack.push_async_callback(manifests.aclose)
         blobs = Blobs(upstreams, Means(tree, store, space, log, spool_key), repositories, sizes, metrics)
         stack.push_async_callback(blobs.aclose)
@@ -81,8 +85,6 @@ async def build(config: Config, log: Logger, metrics: Metrics) -> AsyncIterator[
             log=log,
             client_stall_timeout=config.server.client_stall_timeout,
         )
-        housekeeping = Housekeeping(tree, store, space, metrics, log)
-        await files.hop(housekeeping.sweep)
         yield App(handlers, blobs, metrics, housekeeping)
 
 
@@ -123,8 +125,8 @@ class Housekeeping:
                     swept = time.monotonic()
                     await files.hop(self.sweep)
                 await self._round(certificate)
-            except OSError as error:
-                self._log.error("housekeeping failed", reason=str(error))
+            except Exception:
+                self._log.exception("housekeeping failed; it is tried again")
             await asyncio.sleep(TICK)
 
     async def _round(self, certificate: Certificate | None) -> None:
@@ -153,9 +155,17 @@ def bind(listen: Listen, key: str) -> socket.socket:
     try:
         sock = socket.create_server((listen.host, listen.port), family=family, backlog=BACKLOG)
     except OSError as error:
-        raise ConfigError([f"{key}: cannot listen on {listen} ({error.strerror}); choose another address"]) from None
+        reason = str(error.strerror).partition(" (while")[0]  # what follows repeats the address
+        raise ConfigError([f"{key}: cannot listen on {listen} ({reason}); choose another address"]) from None
     sock.setblocking(False)
     return sock
+
+
+def _without_noise() -> logging.Logger:
+    """aiohttp's logger, without a traceback for every client that does not speak HTTP: a 400 is all it gets."""
+    logger = logging.getLogger("aiohttp.server").getChild("entrepot")
+    logger.filters[:] = [lambda record: not isinstance((record.exc_info or (None, None))[1], HttpProcessingError)]
+    return logger
 
 
 @contextlib.asynccontextmanager
@@ -166,6 +176,7 @@ async def listening(
     server = web.Server(
         handler,  # type: ignore[arg-type]  # a callable object, not a function
         handler_cancellation=True,
+        logger=_without_noise(),
         access_log=None,
         keepalive_timeout=KEEPALIVE,
         auto_decompress=False,
@@ -206,9 +217,7 @@ async def serve(
     loop = asyncio.get_running_loop()
     loop.set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="files"))
     registry = CollectorRegistry()
-    certificate = None
-    if config.server.tls_certificate is not None and config.server.tls_key is not None:
-        certificate = Certificate(config.server.tls_certificate, config.server.tls_key)
+    certificate = _certificate(config)
     async with contextlib.AsyncExitStack() as stack:
         app = await stack.enter_async_context(build(config, log, Metrics(registry)))
         if admin is not None:
@@ -223,21 +232,35 @@ async def serve(
         await _drain(config, log, app, site, signals)
 
 
+async def rehearse(config: Config) -> None:
+    """Raise what `serve` would raise: a supervisor says it once, and not a worker a second for ever."""
+    _certificate(config)
+    (await files.hop(open_tree, config.store.path)).close()
+
+
+def _certificate(config: Config) -> Certificate | None:
+    server = config.server
+    if server.tls_certificate is None or server.tls_key is None:
+        return None
+    return Certificate(server.tls_certificate, server.tls_key)
+
+
 def _announce(config: Config, log: Logger, sock: socket.socket, admin: socket.socket | None) -> None:
     for upstream in config.upstream:
         if upstream.url.startswith("http://"):
             log.warning("upstream without TLS", upstream=upstream.registry, url=upstream.url)
     log.info(
         "serving",
-        listen=_address(sock),
-        admin=None if admin is None else _address(admin),
+        listen=address(sock),
+        admin=None if admin is None else address(admin),
         tls=config.server.tls_certificate is not None,
         store=str(config.store.path),
         upstreams=[upstream.registry for upstream in config.upstream],
     )
 
 
-def _address(sock: socket.socket) -> str:
+def address(sock: socket.socket) -> str:
+    """Where a socket listens."""
     host, port = sock.getsockname()[:2]
     return str(Listen(host=host, port=port))
 

@@ -2,7 +2,10 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Mapping, MutableMapping
+import errno
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 from proxy import files
@@ -22,6 +25,8 @@ from proxy.upstream import BlobStream, Interrupted, Upstream
 CHUNK = 256 * 1024  # bytes read and sent at a time
 NEAR = 8 * 1024 * 1024  # bytes ahead of the watermark that are worth waiting for
 TRIES = 3  # of a direct stream that breaks off without a byte in between
+MAX_FILLS = 128  # downloads at once ...
+MAX_WAITING = 4096  # ... and with those that wait for their turn
 
 Sizes = MutableMapping[tuple[Repository, Digest], int]
 
@@ -44,14 +49,20 @@ class StoredBlob:
 
     outcome = Outcome.HIT
 
-    def __init__(self, handle: Handle) -> None:
+    def __init__(self, handle: Handle, discard: Callable[[], Awaitable[None]]) -> None:
         self._handle = handle
+        self._discard = discard
         self.size = handle.size
 
     async def read(self, span: Span | None) -> AsyncGenerator[bytes]:
         offset, stop = (0, self.size) if span is None else (span.start, span.stop)
         while offset < stop:
-            data = await self._handle.read(offset, min(CHUNK, stop - offset))
+            try:
+                data = await self._handle.read(offset, min(CHUNK, stop - offset))
+            except OSError as error:
+                if error.errno == errno.EIO:
+                    await self._discard()  # a bad sector stays bad: the next client gets the blob from upstream
+                raise
             if not data:
                 raise OciError(Problem.OVERLOADED, "the file has become shorter than it was")
             offset += len(data)
@@ -71,19 +82,24 @@ class ComingBlob:
         self.outcome = outcome
 
     async def read(self, span: Span | None) -> AsyncGenerator[bytes]:
+        if span is not None and span.length == self.size:
+            span = None  # all of it, by another name: the digest can vouch for that
         offset, stop = (0, self.size) if span is None else (span.start, span.stop)
         if span is not None and span.start > self._spool.watermark + NEAR:
-            async for data in self._directly(span):
+            async with contextlib.aclosing(self._directly(span)) as part:
+                async for data in part:
+                    offset += len(data)
+                    yield data
+        async with contextlib.aclosing(self._followed(offset, stop)) as part:
+            async for data in part:
                 offset += len(data)
                 yield data
-        async for data in self._followed(offset, stop):
-            offset += len(data)
-            yield data
         if self._spool.end is End.UNCACHED and (stop is None or offset < stop):
             rest = self._verified() if span is None else self._directly(Span(offset, span.stop))
-            async for data in rest:
-                offset += len(data)
-                yield data
+            async with contextlib.aclosing(rest) as part:
+                async for data in part:
+                    offset += len(data)
+                    yield data
         if stop is not None and offset < stop:
             raise self._spool.error or OciError(Problem.UPSTREAM_UNREACHABLE, "the blob broke off")
 
@@ -115,13 +131,15 @@ class ComingBlob:
             failures += 1
             try:
                 async with self._stream(offset, span.stop) as stream:
-                    if stream.start != offset:
-                        return
+                    skip = offset - stream.start  # upstream may have answered with the whole
+                    if skip and self._spool.end is not End.UNCACHED:
+                        return  # the spool will be there no later
                     while offset < span.stop and (data := await stream.read()):
-                        data = data[: span.stop - offset]
-                        offset += len(data)
-                        failures = 0
-                        yield data
+                        data, skip = data[skip:][: span.stop - offset], max(0, skip - len(data))
+                        if data:
+                            offset += len(data)
+                            failures = 0
+                            yield data
             except Interrupted:
                 continue
             except OciError as error:
@@ -132,16 +150,19 @@ class ComingBlob:
     async def _verified(self) -> AsyncGenerator[bytes]:
         """Everything after what the readers of the spool have been given, with the last byte withheld till the end."""
         offset = self._spool.watermark if self._spool.is_open else 0
-        hasher = self._spool.hasher.copy() if self._spool.hasher is not None else self._source.digest.hasher()
+        digest = self._source.digest
+        hasher = self._spool.hasher.copy() if self._spool.hasher is not None else digest.hasher()
         held = await self._spool.read(offset - 1, 1) if offset else b""
         failures = 0
-        while failures < TRIES and (offset != self.size or self.size is None):
+        while failures < TRIES and offset != self.size and not (offset and digest.matches(hasher)):
             failures += 1
             with contextlib.suppress(Interrupted):
                 async with self._stream(offset, None) as stream:
                     skip = offset - stream.start
                     while data := await stream.read():
                         data, skip = data[skip:], max(0, skip - len(data))
+                        if self.size is not None and offset + len(data) > self.size:
+                            raise OciError(Problem.UPSTREAM_INVALID, "more comes of the blob than there is")
                         if data:
                             hasher.update(data)
                             offset += len(data)
@@ -150,7 +171,7 @@ class ComingBlob:
                             held = data[-1:]
                 if self.size is None:
                     break
-        if not self._source.digest.matches(hasher):
+        if not digest.matches(hasher) or self.size not in {None, offset}:
             raise OciError(Problem.UPSTREAM_INVALID, f"{self._source.upstream.registry} sent a blob with wrong bytes")
         yield held
 
@@ -174,7 +195,8 @@ class Blobs:
         self._repositories = repositories
         self._sizes = sizes
         self._metrics = metrics
-        self._fills: dict[Digest, Fill] = {}
+        self._fills: dict[tuple[str, Digest], Fill] = {}  # one upstream's trouble is not to be another's
+        self._slots = asyncio.Semaphore(MAX_FILLS)
         self._tasks: set[asyncio.Task[None]] = set()
         self._permits: SingleFlight[tuple[Repository, Digest], Link] = SingleFlight()
 
@@ -182,7 +204,7 @@ class Blobs:
         """The size of a blob, without downloading it. Raises OciError, OSError."""
         link = await self._repositories.link(repository, digest)
         if link is not None:
-            handle = await self._stored(digest, link)
+            handle = await self._stored(repository, digest, link)
             if handle is not None:
                 handle.close()
                 return handle.size
@@ -194,17 +216,17 @@ class Blobs:
         Raises OciError, OSError.
         """
         link = await self._repositories.link(repository, digest)
-        if link is None and digest not in self._fills and await self._is_stored(digest):
+        if link is None and (repository.registry, digest) not in self._fills and await self._is_stored(digest):
             link = await self._permit(repository, digest)
-        handle = None if link is None else await self._stored(digest, link)
+        handle = None if link is None else await self._stored(repository, digest, link)
         if handle is not None:
-            return StoredBlob(handle)
+            return StoredBlob(handle, partial(self._means.blobs.remove, digest))
         return await self._coming(repository, digest, link)
 
     async def _coming(self, repository: Repository, digest: Digest, link: Link | None) -> Blob:
         upstream = self._upstreams[repository.registry]
         while True:
-            fill, outcome = self._join_or_start(upstream, repository, digest, link)
+            fill, outcome = self._join_or_start(upstream, repository, digest)
             fill.spool.join()
             try:
                 if link is None and fill.repository != repository:
@@ -213,7 +235,8 @@ class Blobs:
                 size = fill.spool.size
                 if not fill.spool.is_open:  # the cache will not take it
                     outcome = Outcome.DIRECT
-                    size = (link or await self._ask(repository, digest)).size
+                    size = await self._size(repository, digest, link)
+                _check_emptiness(repository, digest, size)
             except BaseException as error:
                 fill.spool.leave()
                 if isinstance(error, OciError) and error is fill.spool.error and fill.repository != repository:
@@ -221,14 +244,16 @@ class Blobs:
                 raise
             return ComingBlob(Source(upstream, repository, digest), fill.spool, size, outcome)
 
-    def _join_or_start(
-        self, upstream: Upstream, repository: Repository, digest: Digest, link: Link | None
-    ) -> tuple[Fill, Outcome]:
-        """One step without an await between look-up and insert: no two fills of a blob in a process."""
-        fill = self._fills.get(digest)
+    def _join_or_start(self, upstream: Upstream, repository: Repository, digest: Digest) -> tuple[Fill, Outcome]:
+        """One step without an await between look-up and insert: no two fills of a blob from one upstream.
+
+        From several upstreams there may be: they meet at the spool file, where one writes and the others follow.
+        """
+        fill = self._fills.get((upstream.registry, digest))
         if fill is not None:
             return fill, Outcome.JOIN
-        expected = self._sizes.get((repository, digest))
+        if len(self._fills) >= MAX_WAITING:
+            raise OciError(Problem.OVERLOADED, "too many downloads at once", retry_after=5)
         fill = Fill(
             repository,
             digest,
@@ -237,9 +262,10 @@ class Blobs:
             known=lambda: self._repositories.link(repository, digest),
             permit=lambda: self._permit(repository, digest),
             confirmed=lambda size: self._confirmed(repository, digest, Link(size)),
-            expected=link.size if expected is None and link is not None else expected,
+            # As a manifest says. A link's size is only what upstream said once: if that was wrong it must not stay so.
+            expected=self._sizes.get((repository, digest)),
         )
-        self._fills[digest] = fill
+        self._fills[upstream.registry, digest] = fill
         task = asyncio.create_task(self._run(fill))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -248,13 +274,13 @@ class Blobs:
     async def _run(self, fill: Fill) -> None:
         """See a fill through: it leaves the table first, then its readers are told."""
         result = Result(End.FAILED, OciError(Problem.OVERLOADED, "the cache is shutting down", retry_after=1))
-        self._metrics.fills_active.inc()
         try:
-            result = await fill.run()
+            async with self._slots:
+                with self._metrics.fills_active.track_inprogress():
+                    result = await fill.run()
         finally:
-            self._metrics.fills_active.dec()
             self._metrics.fills.labels(fill.repository.registry, result.end.name.lower()).inc()
-            del self._fills[fill.digest]
+            del self._fills[fill.repository.registry, fill.digest]
             if result.end is End.VERIFIED:
                 self._means.blobs.used(fill.digest)
             fill.spool.finish(result.end, result.error, result.hasher)
@@ -268,24 +294,37 @@ class Blobs:
         handle.close()
         return True
 
-    async def _stored(self, digest: Digest, link: Link) -> Handle | None:
-        """The stored blob; None if it is not there, or was damaged, in which case it is removed to be fetched again."""
+    async def _stored(self, repository: Repository, digest: Digest, link: Link) -> Handle | None:
+        """The stored blob; None if it is not there, or was damaged, in which case it is removed to be fetched again.
+
+        A link whose size is not the file's, or that knows none, is told the right one: the next look is cheap.
+        """
         handle = await self._means.blobs.open(digest)
-        if handle is not None and link.size not in {None, handle.size} and not await _holds(digest, handle):
-            self._means.log.warning(
-                "blob damaged", digest=str(digest), size=handle.size, expected=link.size, remedy="fetched again"
-            )
-            handle.close()
-            await self._means.blobs.remove(digest)
+        if handle is None:
             return None
-        if handle is not None:
-            self._means.blobs.used(digest)
+        if link.size != handle.size:
+            if not await _holds(digest, handle):
+                self._means.log.warning(
+                    "blob damaged", digest=str(digest), size=handle.size, expected=link.size, remedy="fetched again"
+                )
+                handle.close()
+                await self._means.blobs.remove(digest)
+                return None
+            await self._confirmed(repository, digest, replace(link, size=handle.size))
+        self._means.blobs.used(digest)
         return handle
 
     async def _permit(self, repository: Repository, digest: Digest) -> Link:
         """The link of a digest; without one, upstream's word that the repository contains it. Raises OciError."""
         link = await self._repositories.link(repository, digest)
         return link or await self._ask(repository, digest)
+
+    async def _size(self, repository: Repository, digest: Digest, link: Link | None) -> int | None:
+        """The size of a blob that only passes through: as a manifest says, else as upstream says now, not once."""
+        expected = self._sizes.get((repository, digest))
+        if link is None or expected is None:
+            link = await self._ask(repository, digest)
+        return link.size if expected is None else expected
 
     async def _ask(self, repository: Repository, digest: Digest) -> Link:
         return await self._permits.run((repository, digest), lambda: self._asked(repository, digest))
@@ -319,8 +358,14 @@ class Blobs:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+def _check_emptiness(repository: Repository, digest: Digest, size: int | None) -> None:
+    """An empty body has no last byte to withhold: that it is wrong must be said before the headers. Raises OciError."""
+    if size == 0 and not digest.matches(digest.hasher()):
+        raise OciError(Problem.UPSTREAM_INVALID, f"{repository.registry} has nothing where a blob belongs")
+
+
 async def _holds(digest: Digest, handle: Handle) -> bool:
-    """Whether a file of another size than upstream says is right all the same."""
+    """Whether a file is right, whatever upstream says of its size."""
     hasher = digest.hasher()
     await files.rehash(handle, hasher)
     return digest.matches(hasher)

@@ -21,7 +21,7 @@ class Certificate:
         self.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         try:
             self._stamp = self._look()
-            self.context.load_cert_chain(certificate, key)
+            self._load(self.context)
         except OSError as error:
             # ssl.SSLError is an OSError: a certificate that does not fit its key, or is none.
             raise ConfigError([f"server.tls_certificate, server.tls_key: cannot be used together ({error})"]) from None
@@ -39,10 +39,14 @@ class Certificate:
         if stamp == self._stamp:
             return False
         # Tried on a context of its own first: a failure would leave the live one without a key.
-        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(self._certificate, self._key)
-        self.context.load_cert_chain(self._certificate, self._key)
+        self._load(ssl.create_default_context(ssl.Purpose.CLIENT_AUTH))
+        self._load(self.context)
         self._stamp = stamp
         return True
+
+    def _load(self, context: ssl.SSLContext) -> None:
+        # A password, though a wrong one, for a key that wants one: else OpenSSL asks the terminal, and all wait.
+        context.load_cert_chain(self._certificate, self._key, password="")
 
     def _look(self) -> Stamp:
         return tuple(

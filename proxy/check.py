@@ -2,49 +2,72 @@
 
 import os
 import shutil
+import textwrap
 from pathlib import Path
 
 from rich.console import Console
-from rich.filesize import decimal
-from rich.table import Table
 from rich.text import Text
 
+from proxy import files
 from proxy.certificates import Certificate
 from proxy.config import Config, ConfigError, Upstream
+
+GIB = 1024**3
+FORMS = "/v2/{name}/IMAGE or ?ns={name}"
 
 
 def report(config: Config, console: Console) -> bool:
     """Print what would happen; False if something would keep `serve` from starting."""
     problems = [*_store(config, console), *_listeners(config, console)]
-    console.print(_upstreams(config))
-    default = config.default_upstream
-    if default is None:
-        console.print("Names without a registry are refused: no upstream is marked default = true.")
-    else:
-        console.print(f"Names without a registry go to {default.registry}.")
     for upstream in config.upstream:
-        console.print(_sentence(upstream), soft_wrap=True)
+        console.print()
+        _paragraph(console, _title(config, upstream), _sentences(upstream))
+    console.print()
+    if config.default_upstream is None:
+        console.print("A name without a registry is refused: no upstream is marked default = true.")
     for problem in problems:
         console.print(Text(f"entrepot: {problem}", style="red"), soft_wrap=True)
     console.print(Text("would not start", style="red") if problems else Text("would start", style="green"))
     return not problems
 
 
+def _paragraph(console: Console, title: str, sentences: list[str]) -> None:
+    """A title, and under it a line a sentence, wrapped where the terminal ends; no address is ever cut."""
+    console.print(Text(title, style="bold"), soft_wrap=True)
+    for sentence in sentences:
+        lines = textwrap.fill(
+            sentence, console.width, initial_indent="  ", subsequent_indent="    ",
+            break_long_words=False, break_on_hyphens=False,
+        )  # fmt: skip
+        console.print(Text(lines), soft_wrap=True)
+
+
 def _store(config: Config, console: Console) -> list[str]:
     """Whether the cache's directory can be used, and how much it may hold; nothing is created."""
     path = config.store.path
-    existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+    try:
+        existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    except PermissionError as error:
+        return [f"store.path: {error.filename} may not be entered by this user: choose another, or change its mode"]
+    if not existing.is_dir():
+        return [f"store.path: {existing} is no directory: choose another path, or move it away"]
+    if not os.access(existing, os.W_OK | os.X_OK):
         return [f"store.path: {existing} may not be written by this user: choose another, or change its owner"]
-    free = shutil.disk_usage(existing).free
-    limit = decimal(config.store.max_size) if config.store.max_size else "no limit"
-    console.print(f"The cache is in {path}: at most {limit}; the disk has {decimal(free)} free.", soft_wrap=True)
-    if config.store.max_size == 0 or _taken(path) + free < config.store.max_size:
-        console.print(
-            "  The disk may fill up before store.max_size is reached; blobs are then passed through, not cached.",
-            soft_wrap=True,
-        )
+    if existing == path:
+        try:
+            files.check_root(path, path.stat())
+        except files.UnsafeDirectory as error:
+            return [f"store.path: {error}"]
+    limit, free = config.store.max_size, shutil.disk_usage(existing).free
+    said = [f"At most {_size(limit) if limit else 'what the disk has'}; the disk has {_size(free)} free."]
+    if limit == 0 or _taken(path) + free < limit:
+        said.append("The disk may be full before that; then blobs are passed through and not kept.")
+    _paragraph(console, f"cache in {path}", said)
     return []
+
+
+def _size(count: int) -> str:
+    return f"{count / GIB:,.1f} GiB" if count >= GIB else f"{count:,} bytes"
 
 
 def _taken(path: Path) -> int:
@@ -58,8 +81,12 @@ def _listeners(config: Config, console: Console) -> list[str]:
     server = config.server
     scheme = "https" if server.tls_certificate else "http"
     workers = f"{server.workers} processes" if server.workers > 1 else "one process"
-    console.print(f"Clients are served on {scheme}://{server.listen} by {workers}.")
-    console.print(f"Metrics are on http://{config.admin.listen}/metrics.")
+    console.print()
+    _paragraph(
+        console,
+        f"clients at {scheme}://{server.listen}",
+        [f"Served by {workers}.", f"Metrics for the operator are at http://{config.admin.listen}/metrics."],
+    )
     if server.tls_certificate is not None and server.tls_key is not None:
         try:
             Certificate(server.tls_certificate, server.tls_key)
@@ -68,29 +95,30 @@ def _listeners(config: Config, console: Console) -> list[str]:
     return []
 
 
-def _upstreams(config: Config) -> Table:
-    table = Table("registry", "is at", "as", "tags are fresh for", "also called")
-    for upstream in config.upstream:
-        table.add_row(
-            upstream.registry,
-            upstream.url,
-            "anonymous" if upstream.username is None else upstream.username,
-            f"{upstream.tag_ttl:g} s",
-            ", ".join((*upstream.aliases, *upstream.hosts)),
-        )
-    return table
+def _title(config: Config, upstream: Upstream) -> str:
+    default = upstream is config.default_upstream
+    return f"{upstream.registry} from {upstream.url}{', the default' if default else ''}"
 
 
-def _sentence(upstream: Upstream) -> str:
-    """What happens with a pull of this upstream that an operator may not expect."""
-    parts = [f"{upstream.registry}: pulled as /v2/{upstream.registry}/NAME or with ?ns={upstream.registry}"]
-    if upstream.hosts:
-        parts.append(f"or by the host name {', '.join(upstream.hosts)}")
-    if upstream.password is not None:
+def _sentences(upstream: Upstream) -> list[str]:
+    """What happens with a pull of this upstream, and what of it an operator may not expect."""
+    hosts = f", or at the host name {' or '.join(upstream.hosts)}" if upstream.hosts else ""
+    said = [f"Clients ask for {FORMS.format(name=upstream.registry)}{hosts}."]
+    if upstream.aliases:
+        said.append(f"It is also called {' and '.join(upstream.aliases)}.")
+    if upstream.username is None:
+        said.append("Pulled anonymously: public images only.")
+    else:
         where = f"${upstream.password_env}" if upstream.password_env else str(upstream.password_file)
-        parts.append(f"the password is taken from {where}; whoever reaches this cache can pull what it may read")
-    realms = [str(upstream.base.host), *upstream.realm_hosts]
-    parts.append(f"tokens may come from {', '.join(realms)}")
+        said.append(
+            f"Pulled as {upstream.username} with the password from {where}: whoever reaches this cache can pull "
+            "what that user may read."
+        )
+    realms = dict.fromkeys([str(upstream.base.host), *upstream.realm_hosts])
+    said.append(f"Tokens may come from {' or '.join(realms)}.")
+    said.append(f"Upstream is asked again for a tag after {upstream.tag_ttl:g} s.")
+    if upstream.private_networks:
+        said.append(f"Redirects and tokens may lead to {', '.join(map(str, upstream.private_networks))}.")
     if upstream.url.startswith("http://"):
-        parts.append("without TLS: bytes are verified, but passwords and tags travel in the clear")
-    return "; ".join(parts) + "."
+        said.append("No TLS: bytes are verified, but tags and passwords travel in the clear.")
+    return said

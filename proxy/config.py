@@ -22,8 +22,7 @@ _UNITS = {"B": 1} | {
     for suffix, base in (("B", 1000), ("iB", 1024))
 }
 _HOST = re.compile(r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?(?::\d{1,5})?|\[[0-9a-f:.]+\](?::\d{1,5})?")
-
-
+# What Kubernetes sets, behind the name of a Service.
 _KUBERNETES = re.compile(r"service_(?:host|port\w*)|port(?:_\d+_(?:tcp|udp|sctp)(?:_(?:proto|port|addr))?)?")
 
 
@@ -176,7 +175,7 @@ class Upstream(_Section):
     @property
     def base(self) -> URL:
         """The URL in front of /v2/, without a trailing slash."""
-        return URL(self.url.rstrip("/"), encoded=True)
+        return URL(self.url.rstrip("/"))
 
     @model_validator(mode="before")
     @classmethod
@@ -338,8 +337,10 @@ def _explain(problem: Any) -> str:
             text = "must be a list of tables: write [[upstream]], with two brackets"
         case "tuple_type":
             text = "must be a list: write it in [brackets]"
+        case "path_type":
+            text = f"must be a path, in quotes (it is {problem['input']!r})"
         case _:
-            text = f"{problem['msg']} (it is {problem['input']!r})"
+            text = f"{problem['msg'].replace('Input should be', 'must be')} (it is {problem['input']!r})"
     return f"{key}: {text}" if key else text
 
 

@@ -114,17 +114,17 @@ async def _pulls(plan: Plan, folder: Path, say: Callable[[str], None]) -> list[P
         )
         done = []
         for name, base, clients in (
-            ("directly", url, 1),
-            ("through the cache, cold", cold, 1),
-            ("through the cache, warm", cold, 1),
-            (f"cold, {plan.clients} clients at once", herd, plan.clients),
-            (f"warm, {plan.clients} clients at once", herd, plan.clients),
+            ("without the cache", url, 1),
+            ("cold", cold, 1),
+            ("warm", cold, 1),
+            ("cold, all at once", herd, plan.clients),
+            ("warm, all at once", herd, plan.clients),
         ):
             say(name)
             done.append(await _timed(registry, name, clients, partial(_pull, session, base)))
         await upstream_stack.aclose()
-        say("with upstream stopped")
-        done.append(await _timed(registry, "with upstream stopped", 1, partial(_pull, session, herd)))
+        say("upstream stopped")
+        done.append(await _timed(registry, "upstream stopped", 1, partial(_pull, session, herd)))
         return done
 
 
@@ -181,6 +181,7 @@ async def _fetch(session: aiohttp.ClientSession, base: str, digest: str) -> int:
 
 def _table(pulls: list[Pull]) -> Table:
     table = Table("pull", "clients", "seconds", "MiB/s", "upstream requests", "MiB from upstream")
+    table.columns[0].no_wrap = True
     for column in table.columns[1:]:
         column.justify = "right"
     for pull in pulls:

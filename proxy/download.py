@@ -78,8 +78,7 @@ class Download:
 
     async def run(self) -> None:
         """Transfer, as often as it takes. Raises OciError, NoSpace, OSError."""
-        if self._expected is not None:
-            await self._reservation.grow(self._expected)
+        self._reservation.check(self._expected or 0)
         while True:
             before = self._growth.done
             interruption = await self._transfer()
@@ -124,8 +123,8 @@ class Download:
             raise self._invalid("changed the size of a blob midway")
         if self._total is not None and self._growth.done > self._total:
             raise self._invalid("has less of a blob than has come of it")
-        await self._reservation.grow(STEP if self._total is None else self._total)
         if not self._has_begun:
+            await self._reserve()
             await self._begin(self._total)
             self._has_begun = True
         self._announce(self._growth.done)
@@ -139,9 +138,15 @@ class Download:
             if self._total is not None and end > self._total:
                 raise self._invalid("sent more of a blob than there is")
             if end > self._reservation.size:
-                await self._reservation.grow(self._reservation.size + STEP)
+                await self._reserve()
             await self._growth.append(data)
             self._announce(self._growth.done)
+
+    async def _reserve(self) -> None:
+        """Set space aside for what comes next, and no more: others' blobs go only for bytes that do come."""
+        ahead = self._growth.done + STEP
+        self._reservation.check(self._total or 0)
+        await self._reservation.grow(ahead if self._total is None else min(ahead, self._total))
 
     def _invalid(self, what: str) -> OciError:
         return OciError(Problem.UPSTREAM_INVALID, f"{self._source.repository.registry} {what}")
@@ -149,4 +154,6 @@ class Download:
 
 def is_invalid(error: BaseException) -> bool:
     """Whether what has come so far must not be built upon: upstream's bytes were wrong, or it denies having them."""
-    return isinstance(error, OciError) and (not error.problem.is_outage or error.problem is Problem.UPSTREAM_INVALID)
+    if not isinstance(error, OciError) or error.problem is Problem.OVERLOADED:
+        return False
+    return error.problem is Problem.UPSTREAM_INVALID or not error.problem.is_outage

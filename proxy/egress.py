@@ -91,9 +91,7 @@ class Egress:
         location = response.headers.get("Location", "").partition("#")[0]
         if location.startswith("/") and not location.startswith("//"):
             location = f"{response.url.origin()}{location}"
-        elif "://" not in location.partition("?")[0]:
-            location = urljoin(str(response.url), location)
-        url = _plain_url(location)
+        url = _plain_url(location, response.url)
         if url is None or url.scheme not in {"https", self.origin.scheme}:
             response.close()
             raise OciError(
@@ -139,15 +137,18 @@ class Egress:
         return socket.socket(family=family, type=kind, proto=protocol)
 
 
-def _plain_url(text: str) -> URL | None:
-    """An absolute URL exactly as it is written; None if it is none, or holds a user."""
+def _plain_url(text: str, base: URL) -> URL | None:
+    """An absolute URL exactly as it is written, or joined to `base`; None if it is none, or holds a user."""
     try:
+        if "://" not in text.partition("?")[0]:
+            text = urljoin(str(base), text)
         url = URL(text, encoded=True)
         url.origin()  # raises where there is no host
+        # Here and not below, since yarl looks at the port no sooner than it is asked for a part of the authority.
+        plain = url.user is None and url.password is None and url.port is not None
     except ValueError:
         return None
-    plain = text.isascii() and text.isprintable() and url.user is None and url.password is None
-    return url if plain else None
+    return url if plain and text.isascii() and text.isprintable() else None
 
 
 # What a failure means, by its type, the special before the general. The words hold no path, query or header of a
@@ -193,6 +194,6 @@ async def read_limited(response: aiohttp.ClientResponse, limit: int) -> bytes:
                 body += chunk
                 if len(body) > limit:
                     raise OciError(Problem.UPSTREAM_INVALID, f"{host} sent more than {limit} bytes where few belong")
-    except (aiohttp.ClientError, OSError) as error:
+    except (aiohttp.ClientError, OSError, RuntimeError) as error:  # aiohttp: "Connection closed." is a RuntimeError
         raise _explain(error, response.url) from None
     return bytes(body)

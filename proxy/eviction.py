@@ -52,8 +52,9 @@ class Space:
 
     def open(self) -> None:
         """Count what is there, and drop what is over the limit; blocking, for start-up."""
-        self._own_fd = self._own_lock.enter_context(self._tree.locked(self._own))
         with self._ledger() as ledger, contextlib.suppress(NoSpace):  # others fill what there is: so be it
+            # Within the ledger's lock: nobody takes the new file for a dead process's before it is locked.
+            self._own_fd = self._own_lock.enter_context(self._tree.locked(self._own))
             self._make_room(ledger, 0)
 
     async def aclose(self) -> None:
@@ -71,6 +72,11 @@ class Space:
     def _refresh(self) -> int:
         with self._ledger() as ledger:
             return _read(ledger)
+
+    def check(self, size: int) -> None:
+        """Raise NoSpace for what could not fit into the cache if there was nothing else in it."""
+        if self._max_size and size > self._max_size:
+            raise NoSpace
 
     async def change(self, reserved: int, stored: int) -> None:
         """Add to (or take from) what this process has reserved, and what is stored. Raises NoSpace, OSError."""
@@ -110,9 +116,9 @@ class Space:
         entries = self._tree.scan("blobs") + [one for one in self._tree.scan("spool") if self._tree.is_free(one.key)]
         total = sum(map(_taken, entries))
         limit = self._max_size - self._reserved() - wanted if self._max_size else total
-        if limit < 0:
+        if total > limit and sum(_taken(entry) for entry in entries if not self._tree.is_free(entry.key)) > limit:
             _write(ledger, total)
-            raise NoSpace
+            raise NoSpace  # before anything has gone for nothing
         gone, freed = 0, 0
         for entry in sorted(entries, key=_order) if total > limit else ():
             if total - freed <= limit and gone >= len(entries) // SHARE:
@@ -130,7 +136,6 @@ class Reservation:
 
     def __init__(self, space: Space) -> None:
         self._space = space
-        self._counted = 0
         self._settled = False
         self.size = 0
 
@@ -143,9 +148,17 @@ class Reservation:
         if not self._settled:
             await asyncio.shield(self.settle(0))
 
-    def found(self, size: int) -> None:
-        """There are `size` bytes of an earlier download already; they count as stored."""
-        self._counted = _rounded(size)
+    async def found(self, size: int) -> None:
+        """There are `size` bytes of an earlier download already: they counted as stored, and are ours now.
+
+        Whoever counts anew passes over a spool that is being written to. Raises NoSpace, OSError.
+        """
+        await self._space.change(_rounded(size), -_rounded(size))
+        self.size += _rounded(size)
+
+    def check(self, size: int) -> None:
+        """Raise NoSpace for what would not fit if there was nothing else; nothing is set aside, and nothing dropped."""
+        self._space.check(size)
 
     async def grow(self, size: int) -> None:
         """Make sure that at least `size` bytes in all are set aside. Raises NoSpace, OSError."""
@@ -157,9 +170,8 @@ class Reservation:
     async def settle(self, size: int) -> None:
         """It is over, and `size` bytes stay on the disk."""
         reserved, self.size, self._settled = self.size, 0, True
-        stored = _rounded(size) - self._counted
-        if reserved or stored:
-            await self._space.change(-reserved, stored)
+        if reserved or size:
+            await self._space.change(-reserved, _rounded(size))
 
 
 def _rounded(size: int) -> int:

@@ -36,6 +36,12 @@ class UnsafeDirectory(Exception):
     """Others may write to a directory of the store, or own it; the message says which and what to do."""
 
 
+def check_root(root: Path, status: os.stat_result) -> None:
+    """Raise UnsafeDirectory if others could put their files in place of ours."""
+    if status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
+        raise UnsafeDirectory(f"{root} may be written by everybody: chmod o-w it, or choose another store.path")
+
+
 class SpoolState(enum.Enum):
     """What a follower sees of a spool file that somebody may be writing."""
 
@@ -94,8 +100,17 @@ class Handle:
 
 
 async def hop(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run one blocking call in a thread."""
-    return await asyncio.get_running_loop().run_in_executor(None, lambda: call(*args, **kwargs))
+    """Run one blocking call in a thread.
+
+    Who is cancelled meanwhile waits for it all the same: a thread cannot be stopped, and what it works on must not be
+    closed, unlocked or handed on under it.
+    """
+    work = asyncio.get_running_loop().run_in_executor(None, lambda: call(*args, **kwargs))
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await asyncio.wait({work})
+        raise
 
 
 async def append(handle: Handle, offset: int, hasher: Hasher, data: memoryview) -> int:
@@ -145,12 +160,11 @@ class Tree:
         """Create what is missing; blocking, for start-up. Raises UnsafeDirectory or OSError."""
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        status = os.fstat(self._fd)
-        if status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
+        try:
+            check_root(self.root, os.fstat(self._fd))
+        except UnsafeDirectory:
             self.close()
-            raise UnsafeDirectory(
-                f"{self.root} may be written by everybody: chmod o-w it, or choose another store.path"
-            )
+            raise
         for key in directories:
             try:
                 with self._directory(key, create=True) as fd:
@@ -324,7 +338,8 @@ class Tree:
         """Every regular file below a directory; blocking: call it within one hop."""
         entries: list[Entry] = []
         with contextlib.suppress(FileNotFoundError), self._directory(directory) as fd:
-            for folder, _, names, folder_fd in os.fwalk(".", dir_fd=fd, follow_symlinks=False):
+            walk = os.fwalk(".", dir_fd=fd, follow_symlinks=False, onerror=_raise_if_exhausted)
+            for folder, _, names, folder_fd in walk:
                 prefix = f"{directory}/{folder}".replace("/./", "/").removesuffix("/.")
                 for name in names:
                     with contextlib.suppress(FileNotFoundError):
@@ -339,8 +354,8 @@ class Tree:
         if fd is None:
             return False
         try:
-            if not _try_lock(fd):
-                return False
+            if not _try_lock(fd) or not self._names(key, os.fstat(fd)):
+                return False  # in use, or in the meantime another file has the name
             self._remove(key)
         finally:
             os.close(fd)
@@ -410,6 +425,12 @@ class Tree:
                 return os.path.samestat(os.stat(name, dir_fd=directory, follow_symlinks=False), status)
         except (FileNotFoundError, NotADirectoryError):
             return False
+
+
+def _raise_if_exhausted(error: OSError) -> None:
+    """A directory that went away is passed over; one that cannot be opened just now would be taken for empty."""
+    if is_exhausted(error):
+        raise error
 
 
 def _step(fd: int, name: str, create: bool) -> int:

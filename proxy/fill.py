@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import enum
 import errno
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
@@ -17,9 +18,10 @@ from proxy.oci.reference import Repository
 from proxy.spool import End, Spool
 from proxy.stores.base import BlobStore, Link
 from proxy.telemetry import Logger
-from proxy.upstream import Upstream
+from proxy.upstream import LOW_SPEED, Upstream
 
 POLL = 0.01  # seconds between looks at a file that another process writes: the kernel tells nobody of a foreign flock
+FORBEARANCE = 10.0  # seconds that a file may grow by less than LOW_SPEED before it is followed no more
 PATIENCE = 1.0  # seconds to wait for another process's link before asking upstream ourselves
 
 
@@ -112,10 +114,18 @@ class Fill:
                 return Result(End.FAILED, OciError(Problem.OVERLOADED, "out of file descriptors", retry_after=2))
             self._log.error("blob not cached", reason=f"the disk refuses: {error.strerror}")
             return self._uncached()
+        except Exception:
+            self._log.exception("a defect: please report it")
+            return Result(End.FAILED, OciError(Problem.OVERLOADED, "an error of the cache's own", retry_after=5))
 
     def _uncached(self) -> Result:
-        reached = self._growth if self.spool.is_open else None
-        return Result(End.UNCACHED, hasher=None if reached is None else reached.hasher)
+        """The readers go on from upstream, from what the spool has got so far and the hash of just that."""
+        if not self.spool.is_open:
+            return Result(End.UNCACHED)
+        if self._growth is None or self._growth.done < self.spool.watermark:  # another process's, and we cannot read it
+            return Result(End.FAILED, OciError(Problem.OVERLOADED, "the cache's disk fails", retry_after=2))
+        self.spool.advance(self._growth.done)
+        return Result(End.UNCACHED, hasher=self._growth.hasher)
 
     async def _run(self) -> Result:
         while True:
@@ -136,9 +146,12 @@ class Fill:
                 handle.close()
 
     async def _follow(self, handle: Handle) -> SpoolState:
-        """Follow the file as another process writes it, until it is done, or falls to us (at once, if nobody does)."""
+        """Follow the file as somebody else writes it, until it is done, or falls to us (at once, if nobody does).
+
+        GROWING is returned when it does not: its writer is stopped, or has an upstream that only drips.
+        """
         link: Link | None = None
-        looks = 0
+        looks, looked, seen = 0, time.monotonic(), 0
         while True:
             state, size = await self._means.tree.inspect_spool(self._key, handle)
             if state is SpoolState.OURS or (state is SpoolState.GONE and not self.spool.is_open):
@@ -152,11 +165,15 @@ class Fill:
                 self.spool.advance(size)
                 if state is not SpoolState.GROWING:
                     return state
+                if time.monotonic() - looked > FORBEARANCE:
+                    if size - seen < LOW_SPEED * FORBEARANCE:
+                        return state
+                    looked, seen = time.monotonic(), size
             looks += 1
             await asyncio.sleep(POLL)
 
     async def _abandoned(self, handle: Handle) -> Result:
-        """Its writer gave the spool up, for want of space or because it is wrong: its bytes have yet to be judged."""
+        """Its writer gave the spool up, or does not get on: what there is has yet to be judged, the rest to be had."""
         hasher = self.digest.hasher()
         self.spool.advance(await files.rehash(handle, hasher))
         return Result(End.UNCACHED, hasher=hasher)
@@ -191,7 +208,7 @@ class Fill:
         """Write the spool whose lock this process holds: from its beginning, or from where somebody stopped."""
         async with self._claimed(handle) as claim, Reservation(self._means.space) as reservation:
             claim.resumed = await claim.growth.resume(handle)
-            reservation.found(claim.resumed)
+            await reservation.found(claim.resumed)
             try:
                 await self._complete(handle, claim, reservation)
             except (OciError, asyncio.CancelledError) as error:

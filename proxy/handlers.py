@@ -19,6 +19,8 @@ from proxy.respond import Broken, Responder
 from proxy.routing import Route, Routes, resolve
 from proxy.telemetry import Logger, Metrics, Outcome
 
+LONGEST = 160  # characters of a client's words in its line of the log
+ANSWER = 25.0  # seconds until there must be one: containerd gives up at 30, and the work goes on without its client
 READING = frozenset({"GET", "HEAD"})
 
 
@@ -76,9 +78,14 @@ class Handlers:
         responder, record = Responder(request, self._stall_timeout), Record()
         try:
             return await self._answered(request, responder, record)
-        except (asyncio.CancelledError, ConnectionError):
+        except asyncio.CancelledError:
             record.error = "the client left"
             raise
+        except ConnectionError:
+            record.error = record.error or "the client left"
+            if request.transport is not None:
+                request.transport.close()
+            return web.Response()  # never sent: raised further, aiohttp would log a traceback
         finally:
             self.active -= 1
             self._quiet.set()
@@ -101,6 +108,8 @@ class Handlers:
             return web.Response()  # never sent: the connection is closed
         except ConnectionError:
             raise
+        except TimeoutError:
+            problem = OciError(Problem.UPSTREAM_TIMEOUT, f"{record.upstream} took too long", retry_after=1)
         except OSError as error:
             exhausted = files.is_exhausted(error)
             problem = OciError(
@@ -138,7 +147,8 @@ class Handlers:
     ) -> web.StreamResponse:
         wanted = reference.parse_reference(asked.argument)
         record.reference = str(wanted)
-        served = await self._manifests.get(route.repository, wanted)
+        async with asyncio.timeout(ANSWER):
+            served = await self._manifests.get(route.repository, wanted)
         record.outcome = served.outcome
         return await responder.manifest(served)
 
@@ -148,10 +158,12 @@ class Handlers:
         digest = Digest.parse(asked.argument)
         record.reference = str(digest)
         if request.method == "HEAD":
-            size = await self._blobs.head(route.repository, digest)
+            async with asyncio.timeout(ANSWER):
+                size = await self._blobs.head(route.repository, digest)
             record.outcome = Outcome.LOCAL
             return await responder.blob_head(digest, size)
-        blob = await self._blobs.open(route.repository, digest)
+        async with asyncio.timeout(ANSWER):
+            blob = await self._blobs.open(route.repository, digest)
         try:
             record.outcome = blob.outcome
             return await responder.blob(digest, blob)
@@ -162,18 +174,20 @@ class Handlers:
         self, request: web.BaseRequest, responder: Responder, record: Record, _asked: Endpoint, route: Route
     ) -> web.StreamResponse:
         record.outcome = Outcome.RELAY
-        return await responder.document(
-            await self._listings.tags(route, list(request.query.items()), request.rel_url.raw_path)
-        )
+        async with asyncio.timeout(ANSWER):
+            answer = await self._listings.tags(route, list(request.query.items()), request.rel_url.raw_path)
+        return await responder.document(answer)
 
     async def _referrers(
         self, request: web.BaseRequest, responder: Responder, record: Record, asked: Endpoint, route: Route
     ) -> web.StreamResponse:
         digest = Digest.parse(asked.argument)
         record.reference, record.outcome = str(digest), Outcome.RELAY
-        return await responder.document(
-            await self._listings.referrers(route, digest, list(request.query.items()), request.rel_url.raw_path)
-        )
+        async with asyncio.timeout(ANSWER):
+            answer = await self._listings.referrers(
+                route, digest, list(request.query.items()), request.rel_url.raw_path
+            )
+        return await responder.document(answer)
 
     async def _probe(self, request: web.BaseRequest) -> web.StreamResponse:
         """/healthz: the loop answers. /readyz: and new requests are welcome; an outage upstream changes neither."""
@@ -186,7 +200,7 @@ class Handlers:
         self._metrics.seconds.labels(record.kind).observe(seconds)
         if responder.sent:
             self._metrics.client_bytes.labels(record.upstream).inc(responder.sent)
-        details = {"error": record.error} if record.error is not None else {}
+        details = {"error": record.error[:LONGEST]} if record.error is not None else {}
         self._log.info(
             "request",
             client=request.remote,
@@ -199,6 +213,6 @@ class Handlers:
             outcome=record.outcome.value,
             bytes=responder.sent,
             seconds=round(seconds, 4),
-            agent=request.headers.get("User-Agent", "")[:120],
+            agent=request.headers.get("User-Agent", "")[:LONGEST],
             **details,
         )

@@ -17,6 +17,7 @@ from proxy.routing import Route
 from proxy.upstream import Listing, Upstream
 
 FILTERS = "OCI-Filters-Applied"
+LONGEST_ERROR = 64 * 1024  # bytes of an error's body that are worth parsing
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,9 @@ class Listings:
         if listing.status == 404:
             raise OciError(Problem.NAME_UNKNOWN, f"{upstream.registry} has no repository {route.repository.name}")
         answer = await asyncio.to_thread(_object, upstream, listing)
-        found = answer.get("tags") or []
+        found = answer.get("tags")
+        if found is None and "tags" in answer:
+            found = []  # null is what some registries send for it
         if not isinstance(found, list) or not all(isinstance(tag, str) and tag.isprintable() for tag in found):
             raise _nonsense(upstream)
         shown, more = cut(found, page)
@@ -78,9 +81,10 @@ class Listings:
         following = next_link(listing.links)
         if following:
             rest = [(key, value) for key, value in query_of(following) if key != "ns"]
-            if route.namespace is not None:
+            if rest and route.namespace is not None:
                 rest.append(("ns", route.namespace))
-            headers["Link"] = f'<{path}?{urlencode(rest)}>; rel="next"'
+            if rest:  # without a cursor it would lead to where the client is
+                headers["Link"] = f'<{path}?{urlencode(rest)}>; rel="next"'
         return Answer(listing.body, OCI_INDEX, headers)
 
     async def _by_fallback_tag(self, route: Route, upstream: Upstream, digest: Digest, listing: Listing) -> Answer:
@@ -121,6 +125,8 @@ def _object(upstream: Upstream, listing: Listing) -> Mapping[str, Any]:
 
 
 def _says_name_unknown(listing: Listing) -> bool:
+    if len(listing.body) > LONGEST_ERROR:
+        return False
     try:
         return bool(json.loads(listing.body)["errors"][0]["code"] == "NAME_UNKNOWN")
     except (ValueError, RecursionError, LookupError, TypeError):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from cachetools import LRUCache, TTLCache
 
 from proxy.blobs import Sizes
+from proxy.eviction import NoSpace, Reservation, Space
 from proxy.oci import manifest
 from proxy.oci.digest import Digest
 from proxy.oci.errors import OciError, Problem
@@ -44,11 +45,13 @@ class Manifests:
         upstreams: Mapping[str, Upstream],
         blobs: BlobStore,
         repositories: RepositoryStore,
+        space: Space,
         sizes: Sizes,
         log: Logger,
     ) -> None:
         self._upstreams = upstreams
         self._blobs = blobs
+        self._space = space
         self._repositories = repositories
         self._sizes = sizes
         self._log = log
@@ -133,14 +136,26 @@ class Manifests:
                 return Served(cached, Outcome.REVALIDATED)
             if head.digest is None:
                 return await self._settle(repository, tag, record, fallback=True)
-            changed = await self._cached(repository, head.digest)
-            if changed is None:
-                changed = await self._fetched(repository, head.digest, fallback=True)
+            changed = await self._moved_to(repository, head.digest)
         except OciError as error:
             await self._refused(repository, tag, error)
             raise
         await self._keep_tag(repository, tag, changed.digest)
         return Served(changed, Outcome.FILL)
+
+    async def _moved_to(self, repository: Repository, digest: Digest) -> Manifest:
+        """What a tag stands for by upstream's word of a moment ago; that there is no such manifest is no answer."""
+        known = await self._cached(repository, digest)
+        if known is not None:
+            return known
+        try:
+            return await self._fetched(repository, digest, fallback=True)
+        except OciError as error:
+            if error.problem is not Problem.MANIFEST_UNKNOWN:
+                raise
+            raise OciError(
+                Problem.UPSTREAM_INVALID, f"{repository.registry} names a manifest that it does not have"
+            ) from None
 
     async def _settle(
         self, repository: Repository, tag: Tag, record: TagRecord | None, *, fallback: bool = False
@@ -222,10 +237,15 @@ class Manifests:
                 self._missing[repository, reference] = error
             raise
         try:
-            await self._blobs.put(found.digest, found.body)
+            async with Reservation(self._space) as reservation:
+                await reservation.grow(len(found.body))
+                await self._blobs.put(found.digest, found.body)
+                await reservation.settle(len(found.body))
             await self._repositories.put_link(repository, found.digest, Link(len(found.body), found.media_type))
+        except NoSpace:
+            self._log.warning("manifest not cached", digest=str(found.digest), reason="store.max_size leaves no room")
         except OSError as error:
-            self._log.error("manifest not cached", digest=str(found.digest), reason=error.strerror)
+            self._log.warning("manifest not cached", digest=str(found.digest), reason=error.strerror)
         return self._remember(repository, found)
 
     def _remember(self, repository: Repository, found: Manifest) -> Manifest:

@@ -14,7 +14,11 @@ from proxy.oci.byterange import Span
 from proxy.oci.digest import Digest
 from proxy.oci.errors import OciError, Problem
 
-API_VERSION = {"Docker-Distribution-Api-Version": "registry/2.0", "Server": "entrepot"}
+API_VERSION = {
+    "Docker-Distribution-Api-Version": "registry/2.0",
+    "Server": "entrepot",
+    "X-Content-Type-Options": "nosniff",
+}
 OCTETS = "application/octet-stream"
 
 
@@ -113,8 +117,6 @@ class Responder:
 
     async def _stream(self, response: web.StreamResponse, blob: Blob, span: Span | None) -> web.StreamResponse:
         """Send what comes. After the status line the only honest error is a body that ends too soon."""
-        if self._request.method == "HEAD":
-            return response
         try:
             async with contextlib.aclosing(blob.read(span)) as chunks:
                 async for chunk in chunks:

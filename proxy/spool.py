@@ -5,7 +5,7 @@ import enum
 
 from proxy.files import Handle
 from proxy.oci.digest import Digest, Hasher
-from proxy.oci.errors import OciError
+from proxy.oci.errors import OciError, Problem
 
 
 class End(enum.Enum):
@@ -36,8 +36,13 @@ class Spool:
 
     @property
     def readable(self) -> int:
-        """How many bytes may be sent: the last one is withheld until the digest holds."""
-        return self.watermark if self.end is End.VERIFIED else max(0, self.watermark - 1)
+        """How many bytes may be sent: the last one is withheld until the digest holds.
+
+        That is the last one of what has come, and the last one of what readers were told there is, should they differ.
+        """
+        if self.end is End.VERIFIED:
+            return self.watermark
+        return max(0, min(self.watermark, self.watermark if self.size is None else self.size) - 1)
 
     @property
     def is_open(self) -> bool:
@@ -60,8 +65,11 @@ class Spool:
         """Nothing more will come. The first word counts."""
         if self.end is not None:
             return
+        if end is End.VERIFIED and self.size not in {None, self.watermark}:
+            # Verified, but not what the readers were told: a body of that length must not look complete.
+            end, error = End.FAILED, OciError(Problem.UPSTREAM_INVALID, "the blob has another size than was said")
         self.end, self.error, self.hasher = end, error, hasher
-        if end is End.VERIFIED and self.size is None:
+        if end is End.VERIFIED:
             self.size = self.watermark
         self._announce()
         self._close_if_done()

@@ -14,11 +14,12 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.multiprocess import mark_process_dead
 
 from proxy.admin import Admin
-from proxy.app import Signals, listening
+from proxy.app import Signals, address, listening, rehearse
 from proxy.config import Config
 from proxy.telemetry import Logger
 
 PAUSE = 1.0  # seconds before a worker that died is replaced
+MEMORY = Path("/dev/shm")  # noqa: S108  counters need no disk, and a read-only container has no /tmp
 GRACE = 15.0  # seconds beyond the drain time-out before a worker is killed
 
 
@@ -36,35 +37,44 @@ class Supervisor:
         self._command = [*command, "--worker-socket", str(sock.fileno())]
         self._workers: set[asyncio.subprocess.Process] = set()
 
-    async def run(self, admin: socket.socket | None, signals: Signals) -> None:
-        """Supervise until a signal."""
-        with tempfile.TemporaryDirectory(prefix="entrepot-metrics-") as shared:
-            async with contextlib.AsyncExitStack() as stack:
-                if admin is not None:
-                    await stack.enter_async_context(listening(Admin(CollectorRegistry(), Path(shared)), admin))
-                keepers = [asyncio.create_task(self._keep(shared)) for _ in range(self._config.server.workers)]
+    async def run(self, admin: socket.socket, signals: Signals) -> None:
+        """Supervise until a signal. Raises ConfigError, UnsafeDirectory, OSError before it starts a worker."""
+        await rehearse(self._config)
+        workers = self._config.server.workers
+        memory = MEMORY if os.access(MEMORY, os.W_OK) else None
+        with tempfile.TemporaryDirectory(prefix="entrepot-metrics-", dir=memory) as shared:
+            async with listening(Admin(CollectorRegistry(), Path(shared)), admin):
+                self._log.info("supervising", listen=address(self._sock), admin=address(admin), workers=workers)
+                keepers = [asyncio.create_task(self._keep(shared)) for _ in range(workers)]
                 await signals.stop.wait()
                 for keeper in keepers:
                     keeper.cancel()
                 await asyncio.gather(*keepers, return_exceptions=True)
+                self._sock.close()  # else it would go on to take connections that no worker accepts any more
                 await self._stop(signals)
 
     async def _keep(self, shared: str) -> None:
+        """See to it that there is one worker, for ever."""
         while True:
-            environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": shared}
-            worker = await asyncio.create_subprocess_exec(
-                *self._command,
-                stdin=asyncio.subprocess.PIPE,
-                env=environment,
-                pass_fds=[self._sock.fileno()],
-                start_new_session=True,  # a terminal's Ctrl-C is for the supervisor, who passes it on once
-            )
-            self._workers.add(worker)
-            code = await worker.wait()
-            self._workers.discard(worker)
-            mark_process_dead(worker.pid, shared)  # type: ignore[no-untyped-call]
-            self._log.error("a worker died and is replaced", pid=worker.pid, code=code)
+            try:
+                await self._run_one(shared)
+            except OSError as error:
+                self._log.error("a worker cannot be started", reason=error.strerror)
             await asyncio.sleep(PAUSE)
+
+    async def _run_one(self, shared: str) -> None:
+        worker = await asyncio.create_subprocess_exec(
+            *self._command,
+            stdin=asyncio.subprocess.PIPE,
+            env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": shared},
+            pass_fds=[self._sock.fileno()],
+            start_new_session=True,  # a terminal's Ctrl-C is for the supervisor, who passes it on once
+        )
+        self._workers.add(worker)
+        code = await worker.wait()
+        self._workers.discard(worker)
+        mark_process_dead(worker.pid, shared)  # type: ignore[no-untyped-call]
+        self._log.error("a worker died and is replaced", pid=worker.pid, code=code)
 
     async def _stop(self, signals: Signals) -> None:
         self._signal(signal.SIGINT if signals.is_impatient else signal.SIGTERM)

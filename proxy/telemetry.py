@@ -61,8 +61,18 @@ def _stamping() -> list[structlog.typing.Processor]:
 
 def _rendering(style: Format, stream: TextIO) -> list[structlog.typing.Processor]:
     if style == "console" or (style == "auto" and stream.isatty()):
-        return [structlog.dev.ConsoleRenderer(colors=stream.isatty())]
+        # Plain tracebacks: the others show local variables, and one of those may be a password.
+        plain = structlog.dev.plain_traceback
+        return [_escape, structlog.dev.ConsoleRenderer(colors=stream.isatty(), exception_formatter=plain)]
     return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+
+
+def _escape(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """What a client or an upstream said must not drive the terminal, nor begin a line of its own."""
+    for key, value in event.items():
+        if isinstance(value, str) and not value.isprintable():
+            event[key] = value.encode("unicode_escape").decode("ascii")
+    return event
 
 
 def _threshold(level: str) -> int:

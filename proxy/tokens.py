@@ -72,7 +72,17 @@ class Tokens:
     async def authorization(self, repository: Repository) -> str | None:
         """What to send with the first try, going by what this upstream has asked for before. Raises OciError."""
         challenge = self._challenges.get(repository, self._usual)
-        return None if challenge is None else await self._answer(repository, challenge)
+        if challenge is None:
+            return None
+        try:
+            return await self._answer(repository, challenge)
+        except OciError as error:
+            if error.problem not in {Problem.DENIED, Problem.UPSTREAM_INVALID}:
+                raise
+            # What worked once does so no more: without it, the registry will say what it wants now.
+            self._challenges.pop(repository, None)
+            self._usual = None
+            return None
 
     async def renewed(
         self, repository: Repository, challenges: Sequence[Challenge], rejected: str | None
@@ -84,9 +94,8 @@ class Tokens:
         if challenge is None:
             return None
         self._forget(repository, challenge, rejected)
-        self._challenges[repository] = challenge
-        self._usual = challenge
         answer = await self._answer(repository, challenge)
+        self._challenges[repository] = self._usual = challenge  # now that it has led to something
         return None if answer == rejected else answer
 
     def _forget(self, repository: Repository, challenge: Challenge, rejected: str | None) -> None:
@@ -179,6 +188,6 @@ def _read_token(body: bytes, realm: URL) -> tuple[str, float]:
     if not isinstance(token, str) or not token.isascii() or not token.isprintable() or not 0 < len(token) <= MAX_TOKEN:
         raise OciError(Problem.UPSTREAM_INVALID, f"the token service {realm.host} answered without a usable token")
     life = answer.get("expires_in")
-    if isinstance(life, bool) or not isinstance(life, int | float) or life <= 0:
+    if isinstance(life, bool) or not isinstance(life, int | float) or not life > 0:  # NaN is neither
         life = DEFAULT_LIFE
     return token, float(min(life, LONGEST_LIFE))

@@ -27,8 +27,10 @@ from proxy.oci.retry import Breaker, pause, retry_after
 from proxy.telemetry import Metrics
 from proxy.tokens import Tokens
 
-BUDGET = 18.0  # seconds for connect, token, redirects and headers together: clients give up at 30
-STALE_BUDGET = 5.0  # seconds, when there is a cached answer to fall back on
+BUDGET = 14.0  # seconds for connect, token, redirects and headers together: clients give up at 30
+STALE_BUDGET = 4.0  # seconds, when there is a cached answer to fall back on
+PROBE_BUDGET = 2.5  # seconds to find out whether it was one question that failed, or upstream does not answer at all
+NO_HEAD = frozenset({400, 401, 403, 405, 501})  # answers to a HEAD that may be about the method
 TRIES = 3
 LISTING_LIMIT = 4 * 1024 * 1024  # bytes of a page of tags or referrers
 ACCEPT = MappingProxyType({"Accept": MANIFEST_TYPES})
@@ -95,7 +97,7 @@ class BlobStream:
                 data = await self._response.content.readany()
         except TimeoutError:
             raise Interrupted(f"no byte for {self._stall_timeout:g} s") from None
-        except (aiohttp.ClientError, OSError) as error:
+        except (aiohttp.ClientError, OSError, RuntimeError) as error:  # aiohttp: "Connection closed." is a RuntimeError
             self._broken = Interrupted(type(error).__name__)
             # What came before the break is still in aiohttp's buffer, and it has no public way to get at it.
             data = self._response.content._read_nowait(-1)  # noqa: SLF001
@@ -128,6 +130,7 @@ class Upstream:
         self._tokens = Tokens(settings, self.egress)
         self._stall_timeout = settings.stall_timeout
         self._breaker = Breaker(first=1.0, longest=8.0)
+        self._probe: asyncio.Task[None] | None = None
         self._metrics = metrics
         self._count_bytes = metrics.upstream_bytes.labels(self.registry).inc
 
@@ -138,19 +141,27 @@ class Upstream:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._probe is not None:
+            self._probe.cancel()
+            await asyncio.wait({self._probe})
         await self._tokens.aclose()
         await self.egress.__aexit__(kind, error, trace)
 
     # Manifests
 
     async def head_manifest(self, repository: Repository, reference: Reference) -> ManifestHead:
-        """Ask what a tag stands for now: it costs no pull on Docker Hub. There is something to fall back on."""
+        """Ask what a tag stands for now: it costs no pull on Docker Hub. There is something to fall back on.
+
+        A registry that will not answer a HEAD says nothing: the digest is unknown then, and a GET has to tell.
+        """
         ask = self._ask(
             "HEAD", repository, f"manifests/{reference}", Problem.MANIFEST_UNKNOWN, fresh=True, headers=ACCEPT
         )
-        response = await self._send(ask, tries=1, budget=STALE_BUDGET)
-        with contextlib.closing(response):
-            text = response.headers.get("Docker-Content-Digest")
+        response = await self._send(ask, tries=1, budget=STALE_BUDGET, allowed=NO_HEAD)
+        response.close()
+        if response.status in NO_HEAD:
+            return ManifestHead(None)
+        text = response.headers.get("Docker-Content-Digest")
         try:
             return ManifestHead(None if text is None else Digest.parse(text))
         except OciError:
@@ -167,15 +178,9 @@ class Upstream:
             headers=ACCEPT,
         )  # fmt: skip
         tries, budget = (1, STALE_BUDGET) if fallback else (TRIES, BUDGET)
-        response = await self._send(ask, tries=tries, budget=budget)
+        response, body = await self._whole(ask, MAX_BYTES, tries=tries, budget=budget)
         claimed = response.headers.get("Docker-Content-Digest")
         declared = response.headers.get("Content-Type", "")
-        try:
-            async with asyncio.timeout(self._stall_timeout):
-                body = await read_limited(response, MAX_BYTES)
-        except TimeoutError:
-            raise OciError(Problem.UPSTREAM_TIMEOUT, f"{self.registry} stalled within a manifest") from None
-        self._count_bytes(len(body))
         expected = reference if isinstance(reference, Digest) else self._claimed(claimed)
         return await asyncio.to_thread(self._checked, body, declared, expected)
 
@@ -199,6 +204,7 @@ class Upstream:
     async def head_blob(self, repository: Repository, digest: Digest) -> int | None:
         """Whether a repository contains a blob: its size in bytes, if upstream tells it. Downloads nothing."""
         ask = self._ask("HEAD", repository, f"blobs/{digest}", Problem.BLOB_UNKNOWN, redirects=False)
+        began = time.monotonic()
         try:
             response = await self._send(ask)
         except OciError as error:
@@ -209,17 +215,18 @@ class Upstream:
             if response.status == 200 and response.content_length is not None:
                 return response.content_length
         # A redirect leads to storage, whose signed URLs are good for GET only: ask for one byte, and read none.
-        async with self.blob(repository, digest, start=0, stop=1) as stream:
+        left = BUDGET - (time.monotonic() - began)
+        async with self.blob(repository, digest, start=0, stop=1, budget=left) as stream:
             return stream.total
 
     @contextlib.asynccontextmanager
     async def blob(
-        self, repository: Repository, digest: Digest, *, start: int = 0, stop: int | None = None
+        self, repository: Repository, digest: Digest, *, start: int = 0, stop: int | None = None, budget: float = BUDGET
     ) -> AsyncIterator[BlobStream]:
         """Stream a blob from `start` (to `stop`, exclusive). Upstream may answer from 0 all the same: see `start`."""
         headers = {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"} if start or stop is not None else {}
         ask = self._ask("GET", repository, f"blobs/{digest}", Problem.BLOB_UNKNOWN, headers=headers)
-        response = await self._send(ask)
+        response = await self._send(ask, budget=budget)
         with contextlib.closing(response):
             try:
                 stream = BlobStream(response, self._stall_timeout, self._count_bytes)
@@ -238,8 +245,7 @@ class Upstream:
     ) -> Listing:
         """A page of tags or referrers; a 404 is returned, not raised: what it means depends on its body."""
         ask = self._ask("GET", repository, path, Problem.NAME_UNKNOWN, query, fresh=True, headers={"Accept": accept})
-        response = await self._send(ask, allowed={404})
-        body = await read_limited(response, LISTING_LIMIT)
+        response, body = await self._whole(ask, LISTING_LIMIT, allowed={404})
         return Listing(response.status, response.headers, tuple(response.headers.getall("Link", ())), body)
 
     # One request
@@ -260,28 +266,81 @@ class Upstream:
         url = URL(f"{self.egress.base}/v2/{repository.name}/{path}{suffix}", encoded=True)
         return Ask(method, repository, url, headers, missing, fresh, redirects)
 
+    async def _whole(
+        self,
+        ask: Ask,
+        limit: int,
+        *,
+        tries: int = TRIES,
+        budget: float = BUDGET,
+        allowed: frozenset[int] | set[int] = frozenset(),
+    ) -> tuple[aiohttp.ClientResponse, bytes]:
+        """Send, and read the body whole: a client waits for all of it, so the budget is for all of it."""
+        began = time.monotonic()
+        response = await self._send(ask, tries=tries, budget=budget, allowed=allowed)
+        try:
+            async with asyncio.timeout(budget - (time.monotonic() - began)):
+                body = await read_limited(response, limit)
+        except TimeoutError:
+            raise OciError(Problem.UPSTREAM_TIMEOUT, f"{self.registry} stalled within an answer") from None
+        self._count_bytes(len(body))
+        return response, body
+
     async def _send(
         self, ask: Ask, *, tries: int = TRIES, budget: float = BUDGET, allowed: frozenset[int] | set[int] = frozenset()
     ) -> aiohttp.ClientResponse:
         """Send until there is an answer, within the budget; an answer that is a refusal is raised."""
-        if not self._breaker.admit(time.monotonic()):
-            wait = self._breaker.reopens_in(time.monotonic())
-            raise OciError(
-                Problem.UPSTREAM_PAUSED,
-                f"{self.registry} does not answer; asking it again in {wait:.0f} s",
-                retry_after=wait,
-            )
+        await self._admitted(is_patient=budget > STALE_BUDGET)
         try:
             async with asyncio.timeout(budget):
                 response = await self._retried(lambda: self._authorized(ask), tries)
         except TimeoutError:
-            self._failed(ask, "timeout")
+            await self._failed(ask, "timeout")
             raise OciError(Problem.UPSTREAM_TIMEOUT, f"{self.registry} did not answer within {budget:g} s") from None
         except OciError as error:
-            self._judge(ask, error)
+            if error.problem in {Problem.UPSTREAM_UNREACHABLE, Problem.UPSTREAM_TIMEOUT}:
+                await self._failed(ask, "unreachable")
             raise
-        self._breaker.succeeded()
         return self._accepted(ask, response, allowed)
+
+    async def _admitted(self, *, is_patient: bool) -> None:
+        """Let a request pass, unless upstream is known not to answer; who is not patient waits for no probe."""
+        if not self._breaker.is_open:
+            return
+        probe = self._probe
+        if probe is None and self._breaker.admit(time.monotonic()):
+            probe = self._start_probe()
+        if probe is not None and is_patient:
+            await asyncio.wait({probe})
+        if self._breaker.is_open:
+            is_looking = probe is not None and not probe.done()  # and will soon know better
+            wait = PROBE_BUDGET if is_looking else self._breaker.reopens_in(time.monotonic())
+            raise OciError(Problem.UPSTREAM_PAUSED, f"{self.registry} does not answer", retry_after=wait)
+
+    async def _failed(self, ask: Ask, why: str) -> None:
+        """One question failed: see whether upstream answers any, before others are kept from asking theirs."""
+        self._metrics.upstream_answers.labels(self.registry, ask.method, why).inc()
+        if self._breaker.is_open:
+            return
+        await asyncio.wait({self._probe or self._start_probe()})
+
+    def _start_probe(self) -> asyncio.Task[None]:
+        self._probe = asyncio.create_task(self._look())
+        return self._probe
+
+    async def _look(self) -> None:
+        """Ask for /v2/, a question of our own that no client can make hang; any answer at all will do."""
+        try:
+            async with asyncio.timeout(PROBE_BUDGET):
+                url = URL(f"{self.egress.base}/v2/", encoded=True)
+                (await self.egress.request("GET", url, {}, fresh=True)).close()
+        except (OciError, TimeoutError) as error:
+            if not isinstance(error, OciError) or error.problem is not Problem.OVERLOADED:
+                self._breaker.failed(time.monotonic())
+        else:
+            self._breaker.succeeded()
+        finally:
+            self._probe = None
 
     async def _retried(
         self, attempt: Callable[[], Awaitable[aiohttp.ClientResponse]], tries: int
@@ -316,6 +375,7 @@ class Upstream:
     async def _followed(self, ask: Ask, authorization: str | None) -> aiohttp.ClientResponse:
         response = await self.egress.request(ask.method, ask.url, ask.headers, authorization, fresh=ask.fresh)
         self._metrics.upstream_answers.labels(self.registry, ask.method, response.status).inc()
+        self._breaker.succeeded()
         if not ask.redirects:
             return response
         response = await self.egress.follow(ask.method, response, ask.headers, authorization, fresh=ask.fresh)
@@ -327,16 +387,6 @@ class Upstream:
                 f"{response.url.host}, where {self.registry} sends us, answered {response.status}",
             )
         return response
-
-    def _judge(self, ask: Ask, error: OciError) -> None:
-        if error.problem in {Problem.UPSTREAM_UNREACHABLE, Problem.UPSTREAM_TIMEOUT}:
-            self._failed(ask, "unreachable")
-        elif error.problem is not Problem.OVERLOADED:  # our own trouble says nothing about upstream
-            self._breaker.succeeded()
-
-    def _failed(self, ask: Ask, why: str) -> None:
-        self._breaker.failed(time.monotonic())
-        self._metrics.upstream_answers.labels(self.registry, ask.method, why).inc()
 
     def _accepted(
         self, ask: Ask, response: aiohttp.ClientResponse, allowed: frozenset[int] | set[int]

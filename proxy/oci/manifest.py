@@ -17,6 +17,7 @@ from proxy.oci.errors import OciError
 
 MAX_BYTES = 4 * 1024 * 1024
 MAX_DEPTH = 64
+MAX_CONTAINERS = 100_000  # objects and lists: a manifest of 4 MiB whose descriptors are real has some 40,000
 
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -93,6 +94,9 @@ def _read_object(body: bytes) -> _Object:
 
 
 def _check_text(body: bytes) -> None:
+    # json.loads does not let go of the GIL: 4 MiB of nothing but {} would stop the event loop for a second.
+    if body.count(b"{") + body.count(b"[") > MAX_CONTAINERS:
+        raise ManifestInvalid(f"has more than {MAX_CONTAINERS} objects and lists")
     # Without its escaped backslashes, a backslash that is left escapes what follows it.
     text = body.replace(rb"\\", b"__")
     if _SURROGATE.search(_SURROGATE_PAIR.sub(b"", text)):
@@ -108,8 +112,10 @@ def _depth(text: bytes) -> int:
     """
     marks = text.replace(rb"\"", b"").translate(_STEPS, _NO_STEP).replace(b'""', b"")
     outside = b"".join(marks.split(b'"')[::2])
-    # Taking away every innermost pair takes exactly one level, and steps of two reach the same heights.
-    steps = outside.replace(b"\x01\xff", b"").replace(b"\x01\x01", b"\x02").replace(b"\xff\xff", b"\xfe")
+    # Taking away every innermost pair takes exactly one level; longer steps reach the same heights.
+    steps = outside.replace(b"\x01\xff", b"")
+    for step, twice in ((b"\x01", b"\x02"), (b"\xff", b"\xfe"), (b"\x02", b"\x04"), (b"\xfe", b"\xfc")):
+        steps = steps.replace(step * 2, twice)
     return 1 + max(accumulate(memoryview(steps).cast("b")), default=0)
 
 

@@ -87,5 +87,7 @@ def _position_after(tags: list[str], last: str) -> int:
     if last in tags:
         # Behind its last copy: a client that walks through the pages must get ahead.
         return len(tags) - tags[::-1].index(last)
-    in_order = all(one <= other for one, other in pairwise(tags))
-    return bisect_right(tags, last) if in_order else 0
+    # The specification allows two orders. A list may be in both, and then what only one would drop is kept.
+    orders = [(tags, last), ([tag.lower() for tag in tags], last.lower())]
+    positions = [bisect_right(keys, key) for keys, key in orders if all(one <= other for one, other in pairwise(keys))]
+    return min(positions, default=0)

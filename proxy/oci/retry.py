@@ -66,6 +66,11 @@ class Breaker:
         self._reopens_at = now + self._longest
         return True
 
+    @property
+    def is_open(self) -> bool:
+        """Whether requests are to be spared for now."""
+        return self._reopens_at is not None
+
     def succeeded(self) -> None:
         """Upstream answered: let everybody in."""
         self._pause = 0.0

@@ -30,7 +30,11 @@ USES_IN_MEMORY = 65536
 def open_tree(path: Path) -> Tree:
     """Open the cache directory, making what is missing; blocking. Raises UnsafeDirectory or OSError."""
     tree = Tree(path)
-    tree.open_root(DIRECTORIES)
+    try:
+        tree.open_root(DIRECTORIES)
+    except BaseException:
+        tree.close()
+        raise
     return tree
 
 

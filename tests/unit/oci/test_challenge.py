@@ -200,5 +200,5 @@ def test_arbitrary_headers_never_raise(headers: list[str]) -> None:
 @pytest.mark.parametrize("seed", ['"', '\\"', 'a="', "a", "a ", "a=", 'a="\\', "@", "a@", ",", "~+/=", "Bearer "])
 def test_a_long_hostile_header_is_read_to_its_end(seed: str) -> None:
     # Were the grammar quadratic, this would run into the time limit of the whole suite.
-    *_, last = parse([f"{seed * 60_000}", "Basic"])
+    *_, last = parse([f"{seed * 20_000}", "Basic"])
     assert last.scheme == "basic"

@@ -150,7 +150,7 @@ def test_any_target_reads_back(target: str) -> None:
 @pytest.mark.parametrize("seed", ["<", '<a>;t="', "<a>;", "; ", '"', '\\"', "<a", "a", " ", "<a>;rel=", ";t="])
 def test_a_long_hostile_link_is_read_to_its_end(seed: str) -> None:
     # Were the grammar quadratic, this would run into the time limit of the whole suite.
-    assert next_link([seed * 60_000, "<n>;rel=next"]) == "n"
+    assert next_link([seed * 20_000, "<n>;rel=next"]) == "n"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Backoff, Retry-After and the breaker, with time as an argument."""
 
 import math
+import time
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -62,6 +64,21 @@ def test_seconds_are_taken_up_to_an_hour(header: str, seconds: float) -> None:
 )
 def test_a_date_counts_from_now(header: str, seconds: float) -> None:
     assert retry_after(header, NOW) == seconds
+
+
+@pytest.fixture
+def far_from_greenwich(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TZ", "UTC+5")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.usefixtures("far_from_greenwich")
+@pytest.mark.parametrize("header", ["Sun Nov  6 08:49:37 1994", "Sun, 06 Nov 1994 08:49:37 -0000"])
+def test_a_date_without_a_zone_is_universal_time_wherever_the_machine_stands(header: str) -> None:
+    assert retry_after(header, NOW) == 100
 
 
 @pytest.mark.parametrize(("ahead", "seconds"), [(90, 90), (0, 0), (-90, 0), (10**8, 3600)])

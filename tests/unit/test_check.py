@@ -1,0 +1,122 @@
+"""`entrepot check`: what it says, and that it says it in any width."""
+
+import io
+import os
+from pathlib import Path
+
+import pytest
+import trustme
+from rich.console import Console
+
+from proxy import check
+from proxy.config import load
+
+OWN = '[[upstream]]\nregistry = "own.example"\nurl = "https://registry.own.example"\n'
+
+
+def said(tmp_path: Path, text: str = "", width: int = 80, environ: dict[str, str] | None = None) -> tuple[bool, str]:
+    """Whether `serve` would start, and all that is printed."""
+    path = tmp_path / "proxy.toml"
+    path.write_text(text)
+    config = load(path, {"ENTREPOT_STORE_PATH": str(tmp_path / "cache"), **(environ or {})})
+    stream = io.StringIO()
+    good = check.report(config, Console(file=stream, width=width, highlight=False))
+    return good, stream.getvalue()
+
+
+def test_the_defaults_would_start_and_nothing_is_created(tmp_path: Path) -> None:
+    good, text = said(tmp_path)
+    assert good
+    assert text.endswith("would start\n")
+    assert f"cache in {tmp_path}/cache" in text
+    assert "At most 100.0 GiB" in text
+    assert "clients at http://127.0.0.1:5000" in text
+    assert "http://127.0.0.1:5001/metrics" in text
+    assert "docker.io from https://registry-1.docker.io, the default" in text
+    assert sorted(os.listdir(tmp_path)) == ["proxy.toml"]
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_every_upstream_is_told_in_full_whatever_the_width(tmp_path: Path, width: int) -> None:
+    _, text = said(tmp_path, width=width)
+    words = set(text.split())
+    for upstream in load(None, {}).upstream:
+        assert {upstream.registry, f"/v2/{upstream.registry}/IMAGE"} <= words
+        assert upstream.url in words | {word.rstrip(",") for word in words}
+    assert "…" not in text
+    sentences = [line for line in text.splitlines() if line.startswith("  ")]
+    assert all(len(line) <= width for line in sentences if len(line.split()) > 1)
+
+
+def test_what_is_special_about_an_upstream_is_said(tmp_path: Path) -> None:
+    text = OWN.replace("https", "http") + "\n".join(
+        [
+            'aliases = ["old.example"]',
+            'hosts = ["cache.example"]',
+            'username = "someone"',
+            'password_env = "OWN_TOKEN"',
+            'tag_ttl = "5m"',
+            'realm_hosts = ["auth.example"]',
+            'private_networks = ["10.0.0.0/8"]',
+        ]
+    )
+    good, output = said(tmp_path, text, width=200, environ={"OWN_TOKEN": "hunter2"})
+    assert good
+    for sentence in (
+        "own.example from http://registry.own.example, the default",
+        "Clients ask for /v2/own.example/IMAGE or ?ns=own.example, or at the host name cache.example.",
+        "It is also called old.example.",
+        "Pulled as someone with the password from $OWN_TOKEN: whoever reaches this cache can pull what that user may",
+        "Tokens may come from registry.own.example or auth.example.",
+        "Upstream is asked again for a tag after 300 s.",
+        "Redirects and tokens may lead to 10.0.0.0/8.",
+        "No TLS",
+    ):
+        assert sentence in output
+    assert "hunter2" not in output
+
+
+def test_without_a_default_it_says_what_becomes_of_bare_names(tmp_path: Path) -> None:
+    _, text = said(tmp_path, OWN + OWN.replace("own", "other"))
+    assert "A name without a registry is refused" in text
+    assert ", the default" not in text
+
+
+def test_no_limit_is_said_to_end_with_the_disk(tmp_path: Path) -> None:
+    _, text = said(tmp_path, "[store]\nmax_size = 0")
+    assert "At most what the disk has" in text
+    assert "passed through" in text
+
+
+def test_brackets_in_a_path_are_no_markup(tmp_path: Path) -> None:
+    _, text = said(tmp_path, environ={"ENTREPOT_STORE_PATH": f"{tmp_path}/[red]x[/]"}, width=300)
+    assert f"cache in {tmp_path}/[red]x[/]\n" in text
+
+
+@pytest.mark.parametrize(
+    ("below", "what"), [("file/cache", "is no directory"), ("file", "is no directory"), ("open", "everybody")]
+)
+def test_a_store_that_serve_would_refuse_would_not_start(tmp_path: Path, below: str, what: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    good, text = said(tmp_path, environ={"ENTREPOT_STORE_PATH": str(tmp_path / below)}, width=300)
+    assert not good
+    assert text.endswith("would not start\n")
+    assert "entrepot: store.path: " in text
+    assert what in text
+
+
+def test_a_certificate_that_does_not_fit_its_key_would_not_start(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    pair, other = authority.issue_cert("127.0.0.1"), authority.issue_cert("127.0.0.1")
+    pair.cert_chain_pems[0].write_to_path(tmp_path / "tls.crt")
+    other.private_key_pem.write_to_path(tmp_path / "tls.key")
+    text = f'[server]\ntls_certificate = "{tmp_path}/tls.crt"\ntls_key = "{tmp_path}/tls.key"\n'
+    good, output = said(tmp_path, text, width=300)
+    assert not good
+    assert "entrepot: server.tls_certificate, server.tls_key: cannot be used together" in output
+    pair.private_key_pem.write_to_path(tmp_path / "tls.key")
+    good, output = said(tmp_path, text, width=300)
+    assert good
+    assert "clients at https://127.0.0.1:5000" in output

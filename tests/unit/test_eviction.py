@@ -1,0 +1,268 @@
+"""Space: reserved before it is written, counted for all processes, made by dropping what was used longest ago."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from proxy.eviction import Evicted, NoSpace, Reservation, Space
+from proxy.files import Handle, Tree, hop
+from proxy.stores.disk import open_tree
+
+BLOCK = 4096
+BLOB = 25 * BLOCK  # more than what counts as small
+
+
+@pytest.fixture
+async def tree(tmp_path: Path) -> AsyncIterator[Tree]:
+    """A store's directory."""
+    made = await hop(open_tree, tmp_path / "store")
+    yield made
+    made.close()
+
+
+class Recorder:
+    """Notes what was evicted, and how often uses were recorded before."""
+
+    def __init__(self) -> None:
+        self.evicted: list[Evicted] = []
+        self.recorded = 0
+
+    async def record(self) -> None:
+        self.recorded += 1
+
+
+@asynccontextmanager
+async def space_of(tree: Tree, max_size: int, recorder: Recorder | None = None) -> AsyncIterator[Space]:
+    """The space as one process sees it."""
+    noting = recorder or Recorder()
+    space = Space(tree, max_size, noting.record, noting.evicted.append)
+    await hop(space.open)
+    try:
+        yield space
+    finally:
+        await space.aclose()
+
+
+def add(tree: Tree, name: str, size: int, used: float) -> str:
+    """Store a blob that was last used then."""
+    key = f"blobs/sha256/{name[:2]}/{name}"
+    path = tree.root / key
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.write_bytes(b"x" * size)
+    path.chmod(0o400)
+    os.utime(path, (used, used))
+    return key
+
+
+def names(tree: Tree) -> list[str]:
+    """The blobs that are stored."""
+    return sorted(path.name for path in (tree.root / "blobs").glob("*/*/*"))
+
+
+async def reserve(space: Space, size: int) -> Reservation:
+    """Set bytes aside, and leave it at that."""
+    reservation = Reservation(space)
+    await reservation.grow(size)
+    return reservation
+
+
+async def test_what_is_stored_is_counted_in_whole_blocks_at_the_start(tree: Tree) -> None:
+    add(tree, "aa", BLOCK + 1, 1)
+    add(tree, "bb", 0, 2)
+    async with space_of(tree, 0) as space:
+        assert await space.refresh() == 2 * BLOCK
+
+
+async def test_without_a_limit_nothing_is_refused_nor_dropped(tree: Tree) -> None:
+    add(tree, "aa", BLOB, 1)
+    async with space_of(tree, 0) as space:
+        await reserve(space, 2**60)
+        assert names(tree) == ["aa"]
+
+
+async def test_the_longest_unused_goes_first_and_no_more_than_need_be(tree: Tree) -> None:
+    for name, used in (("aa", 3.0), ("bb", 1.0), ("cc", 2.0)):
+        add(tree, name, BLOB, used)
+    recorder = Recorder()
+    async with space_of(tree, 3 * BLOB, recorder) as space:
+        await reserve(space, BLOB)
+        assert names(tree) == ["aa", "cc"]
+        await reserve(space, 1)
+        assert names(tree) == ["aa"]
+    assert recorder.evicted == [Evicted(1, BLOB), Evicted(1, BLOB)]
+    assert recorder.recorded == 2  # before each reservation: the newest uses count
+
+
+async def test_what_is_small_goes_after_everything_else(tree: Tree) -> None:
+    add(tree, "small", BLOCK, 1.0)
+    add(tree, "large", BLOB, 2.0)
+    async with space_of(tree, BLOB + BLOCK) as space:
+        await reserve(space, BLOCK)
+        assert names(tree) == ["small"]
+        await reserve(space, BLOB)
+        assert names(tree) == []
+
+
+async def test_what_is_more_than_all_there_is_is_refused_and_drops_nothing(tree: Tree) -> None:
+    add(tree, "aa", BLOB, 1.0)
+    async with space_of(tree, 2 * BLOB) as space:
+        with pytest.raises(NoSpace):
+            await reserve(space, 2 * BLOB + 1)
+        assert names(tree) == ["aa"]
+        assert await space.refresh() == BLOB
+
+
+async def test_what_is_open_is_not_dropped(tree: Tree) -> None:
+    add(tree, "bb", BLOB, 2.0)
+    handle = await tree.open(add(tree, "aa", BLOB, 1.0))
+    assert handle is not None
+    async with space_of(tree, 2 * BLOB) as space:
+        await reserve(space, BLOB)
+        assert names(tree) == ["aa"]
+        with pytest.raises(NoSpace):
+            await reserve(space, BLOB)
+        await closed(handle)
+        await reserve(space, BLOB)
+        assert names(tree) == []
+
+
+def is_there(fd: int) -> bool:
+    """Whether a descriptor is open."""
+    return os.path.lexists(f"/proc/self/fd/{fd}")
+
+
+async def closed(handle: Handle) -> None:
+    """Close a file, and wait until it is: it is done in a thread."""
+    fd = handle.fd
+    handle.close()
+    for _ in range(100_000):
+        if not is_there(fd):
+            break
+        await asyncio.sleep(0)
+    assert not is_there(fd)
+
+
+async def test_reservations_of_all_processes_add_up_and_are_given_back(tree: Tree) -> None:
+    async with space_of(tree, 3 * BLOB) as one, space_of(tree, 3 * BLOB) as other:
+        async with Reservation(one) as first:
+            await first.grow(2 * BLOB)
+            await first.grow(BLOB)  # is less than there is already
+            with pytest.raises(NoSpace):
+                await reserve(other, 2 * BLOB)
+            await reserve(other, BLOB)
+            with pytest.raises(NoSpace):
+                await reserve(one, BLOCK)
+        await reserve(one, 2 * BLOB)
+        with pytest.raises(NoSpace):
+            await reserve(one, BLOCK)
+
+
+async def test_a_process_that_ends_gives_everything_back(tree: Tree) -> None:
+    async with space_of(tree, 2 * BLOB) as one:
+        async with space_of(tree, 2 * BLOB) as other:
+            await reserve(other, 2 * BLOB)
+        await reserve(one, 2 * BLOB)
+    assert [path.name for path in (tree.root / "ledger").iterdir()] == ["stored"]
+
+
+async def test_what_is_settled_is_stored_and_no_longer_reserved(tree: Tree) -> None:
+    async with space_of(tree, 2 * BLOB) as space:
+        async with Reservation(space) as reservation:
+            await reservation.grow(2 * BLOB)
+            add(tree, "aa", BLOB, 1.0)
+            await reservation.settle(BLOB)
+        assert await space.refresh() == BLOB
+        await reserve(space, BLOB)
+        assert names(tree) == ["aa"]
+
+
+@pytest.fixture
+def spool(tree: Tree) -> Callable[[int], str]:
+    """Make a download that somebody has broken off."""
+
+    def make(size: int) -> str:
+        path = tree.root / "spool" / "sha256-aa"
+        path.touch(0o600)
+        path.write_bytes(b"x" * size)
+        return "spool/sha256-aa"
+
+    return make
+
+
+async def test_what_was_left_of_a_download_counts_once_while_it_is_resumed(
+    tree: Tree, spool: Callable[[int], str]
+) -> None:
+    key = spool(BLOB)
+    async with space_of(tree, 4 * BLOB) as space:
+        assert await space.refresh() == BLOB
+        handle = await tree.open_spool(key)
+        await tree.inspect_spool(key, handle)
+        async with Reservation(space) as reservation:
+            await reservation.found(BLOB)
+            await reservation.grow(2 * BLOB)
+            await reserve(space, 2 * BLOB)  # fits: the spool's own bytes are within its reservation
+            with pytest.raises(NoSpace):
+                await reserve(space, 1)  # counts anew
+            await reservation.settle(2 * BLOB)
+        assert await space.refresh() == 2 * BLOB
+        await closed(handle)
+
+
+async def test_a_resumed_download_that_is_discarded_counts_no_more(tree: Tree, spool: Callable[[int], str]) -> None:
+    key = spool(BLOB)
+    async with space_of(tree, 4 * BLOB) as space:
+        handle = await tree.open_spool(key)
+        await tree.inspect_spool(key, handle)
+        async with Reservation(space) as reservation:
+            await reservation.found(BLOB)
+            await reservation.grow(2 * BLOB)
+            await tree.discard_spool(key, handle)
+        assert await space.refresh() == 0
+        await reserve(space, 4 * BLOB)
+        await closed(handle)
+
+
+async def test_a_broken_off_download_goes_before_any_blob(tree: Tree, spool: Callable[[int], str]) -> None:
+    add(tree, "aa", BLOB, 1.0)
+    spool(BLOB)
+    async with space_of(tree, 2 * BLOB) as space:
+        await reserve(space, 1)
+        assert names(tree) == ["aa"]
+        assert list((tree.root / "spool").iterdir()) == []
+
+
+async def test_a_ledger_that_says_too_much_is_counted_anew_before_anything_is_dropped(tree: Tree) -> None:
+    add(tree, "aa", BLOB, 1.0)
+    async with space_of(tree, 3 * BLOB) as space:
+        (tree.root / "ledger" / "stored").write_text("9" * 20)
+        await reserve(space, BLOB)
+        assert names(tree) == ["aa"]
+        assert await space.refresh() == BLOB
+
+
+@pytest.mark.parametrize("text", ["", "x", "-5", "1" * 40])
+async def test_a_ledger_of_nonsense_is_no_error(tree: Tree, text: str) -> None:
+    async with space_of(tree, 3 * BLOB) as space:
+        (tree.root / "ledger" / "stored").write_text(text)
+        await space.refresh()
+        await reserve(space, BLOB)
+
+
+async def test_where_there_are_many_files_a_hundredth_goes_at_once(tree: Tree) -> None:
+    for number in range(300):
+        add(tree, f"{number:04}", BLOCK, float(number))
+    async with space_of(tree, 300 * BLOCK) as space:
+        await reserve(space, 1)
+        assert names(tree) == [f"{number:04}" for number in range(3, 300)]
+
+
+async def test_the_space_of_concurrent_reservations_is_never_given_twice(tree: Tree) -> None:
+    async with space_of(tree, 10 * BLOB) as one, space_of(tree, 10 * BLOB) as other:
+        attempts = [reserve(space, BLOB) for space in (one, other) * 15]
+        outcomes = await asyncio.gather(*attempts, return_exceptions=True)
+        assert sum(isinstance(outcome, Reservation) for outcome in outcomes) == 10
+        assert sum(isinstance(outcome, NoSpace) for outcome in outcomes) == 20

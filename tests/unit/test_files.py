@@ -1,0 +1,451 @@
+"""Files: durable first, named last; nothing followed that is not ours; one writer at a time."""
+
+import asyncio
+import errno
+import fcntl
+import hashlib
+import os
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from proxy import files
+from proxy.files import Handle, SpoolState, Tree, hop
+from proxy.stores.disk import open_tree
+
+KEY = "spool/sha256-aa"
+TARGET = "blobs/sha256/aa/aa"
+RECORDED = ("fsync", "fchmod", "rename", "unlink", "pwrite", "utime")
+
+
+@pytest.fixture
+async def tree(tmp_path: Path) -> AsyncIterator[Tree]:
+    """A store's directory."""
+    made = await hop(open_tree, tmp_path / "store")
+    yield made
+    made.close()
+
+
+class Calls:
+    """What was asked of the disk, in order: the call, and the file or the last part of its name."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.made: list[tuple[str, str]] = []
+        self._failing: dict[str, int] = {}
+        for name in RECORDED:
+            monkeypatch.setattr(os, name, self._recording(name))
+
+    def fail(self, name: str, number: int) -> None:
+        """Let a call raise."""
+        self._failing[name] = number
+
+    def _recording(self, name: str) -> object:
+        real = getattr(os, name)
+
+        def call(what: object, *args: object, **kwargs: object) -> object:
+            path = os.readlink(f"/proc/self/fd/{what}") if isinstance(what, int) else str(what)
+            kind = "directory" if os.path.isdir(path) else path.rpartition("/")[2]
+            self.made.append((name, kind))
+            if name in self._failing:
+                raise OSError(self._failing[name], os.strerror(self._failing[name]))
+            return real(what, *args, **kwargs)
+
+        return call
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    """Record the calls that change the disk."""
+    return Calls(monkeypatch)
+
+
+async def spool(tree: Tree, body: bytes = b"") -> Handle:
+    """A spool that this process has locked."""
+    handle = await tree.open_spool(KEY)
+    assert (await tree.inspect_spool(KEY, handle))[0] is SpoolState.OURS
+    if body:
+        writer = await tree.open_for_writing(KEY, handle)
+        await files.append(writer, 0, hashlib.sha256(), memoryview(body))
+        await closed(writer)
+    return handle
+
+
+def is_there(fd: int) -> bool:
+    """Whether a descriptor is open."""
+    return os.path.lexists(f"/proc/self/fd/{fd}")
+
+
+async def closed(*handles: Handle) -> None:
+    """Close files, and wait until they are: it is done in a thread."""
+    for handle in handles:
+        fd = handle.fd
+        handle.close()
+        for _ in range(100_000):
+            if not is_there(fd):
+                break
+            await asyncio.sleep(0)
+        assert not is_there(fd)
+
+
+def is_locked(path: Path, how: int = fcntl.LOCK_EX) -> bool:
+    """Whether another process could not lock a file."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+# Publishing
+
+
+async def test_a_blob_is_on_disk_before_it_has_its_name_and_named_before_it_is_told(tree: Tree, calls: Calls) -> None:
+    handle = await spool(tree, b"body")
+    calls.made.clear()
+    await tree.commit_spool(KEY, handle, TARGET)
+    assert calls.made == [
+        ("fsync", "sha256-aa"),
+        ("fchmod", "sha256-aa"),
+        ("rename", "sha256-aa"),
+        ("fsync", "directory"),
+    ]
+    path = tree.root / TARGET
+    assert path.read_bytes() == b"body"
+    assert path.stat().st_mode & 0o777 == 0o400
+    assert not (tree.root / KEY).exists()
+    await closed(handle)
+
+
+async def test_a_failed_fsync_is_not_tried_again_and_nothing_is_named(tree: Tree, calls: Calls) -> None:
+    handle = await spool(tree, b"body")
+    calls.made.clear()
+    calls.fail("fsync", errno.EIO)
+    with pytest.raises(OSError, match="Input/output"):
+        await tree.commit_spool(KEY, handle, TARGET)
+    assert calls.made == [("fsync", "sha256-aa")]
+    assert not (tree.root / TARGET).exists()
+    await tree.discard_spool(KEY, handle)
+    assert not (tree.root / KEY).exists()
+    await closed(handle)
+
+
+@pytest.mark.parametrize("committed", [False, True])
+async def test_a_small_file_is_on_disk_before_it_has_its_name(tree: Tree, calls: Calls, committed: bool) -> None:
+    await tree.write("repositories/a/b", b"body", committed=committed)
+    assert [name for name, _ in calls.made] == ["fsync", "fchmod", "rename"]
+    path = tree.root / "repositories/a/b"
+    assert path.read_bytes() == b"body"
+    assert path.stat().st_mode & 0o777 == (0o400 if committed else 0o600)
+
+
+@pytest.mark.parametrize("call", ["fsync", "fchmod", "rename"])
+async def test_a_small_file_that_fails_changes_nothing_and_leaves_nothing(tree: Tree, calls: Calls, call: str) -> None:
+    await tree.write("repositories/a/b", b"before")
+    calls.fail(call, errno.ENOSPC)
+    with pytest.raises(OSError, match="No space"):
+        await tree.write("repositories/a/b", b"after")
+    assert (tree.root / "repositories/a/b").read_bytes() == b"before"
+    assert list((tree.root / "tmp").iterdir()) == []
+
+
+async def test_a_committed_file_is_never_opened_for_writing(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    handle = await spool(tree, b"body")
+    await tree.commit_spool(KEY, handle, TARGET)
+    real, flags_of_opens = os.open, []
+
+    def opening(path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        flags_of_opens.append(flags)
+        return real(path, flags, mode, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "open", opening)
+    reader = await tree.open(TARGET)
+    await tree.touch([(TARGET, 5.0)])
+    assert await hop(tree.is_free, TARGET) is False
+    assert await hop(tree.evict, TARGET) is False
+    assert reader is not None
+    await closed(reader, handle)
+    assert await hop(tree.evict, TARGET) is True
+    assert {flags & os.O_ACCMODE for flags in flags_of_opens} == {os.O_RDONLY}
+    assert all(flags & os.O_NOFOLLOW for flags in flags_of_opens)
+
+
+# Spools: states, locks, take-over
+
+
+async def test_a_new_spool_is_ours(tree: Tree) -> None:
+    handle = await tree.open_spool(KEY)
+    assert await tree.inspect_spool(KEY, handle) == (SpoolState.OURS, 0)
+    assert is_locked(tree.root / KEY)
+    assert (tree.root / KEY).stat().st_mode & 0o777 == 0o600
+    await closed(handle)
+    assert not is_locked(tree.root / KEY)
+
+
+async def test_a_spool_that_somebody_writes_is_growing(tree: Tree) -> None:
+    writer = await spool(tree, b"four")
+    follower = await tree.open_spool(KEY)
+    assert await tree.inspect_spool(KEY, follower) == (SpoolState.GROWING, 4)
+    await closed(writer, follower)
+
+
+async def test_a_spool_whose_writer_is_gone_falls_to_the_first_who_looks(tree: Tree) -> None:
+    writer = await spool(tree, b"four")
+    followers = [await tree.open_spool(KEY) for _ in range(3)]
+    await closed(writer)  # as when a process dies: the kernel lets go of its lock
+    states = [await tree.inspect_spool(KEY, follower) for follower in followers]
+    assert states == [(SpoolState.OURS, 4), (SpoolState.GROWING, 4), (SpoolState.GROWING, 4)]
+    await closed(*followers)
+
+
+async def test_a_spool_that_is_left_can_be_taken_while_readers_hold_it_open(tree: Tree) -> None:
+    writer = await spool(tree, b"four")
+    reader = writer.duplicate()
+    await tree.leave_spool(writer)
+    await closed(writer)
+    follower = await tree.open_spool(KEY)
+    assert (await tree.inspect_spool(KEY, follower))[0] is SpoolState.OURS
+    assert await reader.read(0, 9) == b"four"
+    await closed(reader, follower)
+
+
+async def test_a_committed_spool_is_seen_as_such_by_its_followers(tree: Tree) -> None:
+    writer = await spool(tree, b"four")
+    follower = await tree.open_spool(KEY)
+    await tree.commit_spool(KEY, writer, TARGET)
+    assert await tree.inspect_spool(KEY, follower) == (SpoolState.COMMITTED, 4)
+    await closed(writer)
+    assert await tree.inspect_spool(KEY, follower) == (SpoolState.COMMITTED, 4)
+    assert await follower.read(0, 9) == b"four"
+    await closed(follower)
+
+
+async def test_a_discarded_spool_is_gone_for_its_followers_and_the_next_begins_afresh(tree: Tree) -> None:
+    writer = await spool(tree, b"four")
+    follower = await tree.open_spool(KEY)
+    await tree.discard_spool(KEY, writer)
+    assert (await tree.inspect_spool(KEY, follower))[0] is SpoolState.GONE
+    following = await tree.open_spool(KEY)
+    assert await tree.inspect_spool(KEY, following) == (SpoolState.OURS, 0)
+    assert (await tree.inspect_spool(KEY, follower))[0] is SpoolState.GONE
+    await closed(writer, follower, following)
+
+
+async def test_discarding_leaves_alone_what_has_taken_the_name_since(tree: Tree) -> None:
+    writer = await spool(tree, b"four")
+    (tree.root / KEY).unlink()
+    following = await spool(tree, b"other")
+    await tree.discard_spool(KEY, writer)
+    assert (tree.root / KEY).read_bytes() == b"other"
+    await closed(writer, following)
+
+
+async def test_a_crash_between_the_mode_and_the_name_is_taken_over(tree: Tree) -> None:
+    writer = await spool(tree, b"four")
+    os.fchmod(writer.fd, 0o400)
+    follower = await tree.open_spool(KEY)
+    await closed(writer)
+    assert await tree.inspect_spool(KEY, follower) == (SpoolState.OURS, 4)
+    again = await tree.open_for_writing(KEY, follower)
+    assert (tree.root / KEY).stat().st_mode & 0o777 == 0o600
+    await closed(again, follower)
+
+
+async def test_what_readers_of_a_fresh_blob_hold_open_is_not_evicted(tree: Tree) -> None:
+    writer = await spool(tree, b"four")
+    reader = writer.duplicate()
+    await tree.commit_spool(KEY, writer, TARGET)
+    await closed(writer)
+    assert is_locked(tree.root / TARGET)
+    assert not is_locked(tree.root / TARGET, fcntl.LOCK_SH)
+    assert await hop(tree.evict, TARGET) is False
+    await closed(reader)
+    assert await hop(tree.evict, TARGET) is True
+
+
+# Appending
+
+
+async def test_what_is_appended_is_hashed(tree: Tree) -> None:
+    handle = await spool(tree)
+    writer = await tree.open_for_writing(KEY, handle)
+    hasher = hashlib.sha256()
+    assert await files.append(writer, 0, hasher, memoryview(b"one")) == 3
+    assert await files.append(writer, 3, hasher, memoryview(b"two")) == 3
+    again = hashlib.sha256()
+    assert await files.rehash(handle, again) == 6
+    assert hasher.hexdigest() == again.hexdigest() == hashlib.sha256(b"onetwo").hexdigest()
+    await closed(writer, handle)
+
+
+async def test_only_what_the_disk_took_is_hashed(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    handle = await spool(tree)
+    writer = await tree.open_for_writing(KEY, handle)
+    real = os.pwrite
+
+    def full_after_five(fd: int, data: bytes, offset: int) -> int:
+        if offset >= 5:
+            raise OSError(errno.ENOSPC, "full")
+        return real(fd, data[: min(2, 5 - offset)], offset)
+
+    monkeypatch.setattr(os, "pwrite", full_after_five)
+    hasher = hashlib.sha256()
+    assert await files.append(writer, 0, hasher, memoryview(b"abcdefgh")) == 5
+    with pytest.raises(OSError, match="full"):
+        await files.append(writer, 5, hasher, memoryview(b"fgh"))
+    assert hasher.hexdigest() == hashlib.sha256(b"abcde").hexdigest()
+    assert await handle.read(0, 99) == b"abcde"
+    await closed(writer, handle)
+
+
+async def test_who_is_cancelled_waits_for_the_thread_that_works_for_it() -> None:
+    began, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def work() -> None:
+        began.set()
+        go_on.wait(5)
+        ended.set()
+
+    task = asyncio.create_task(hop(work))
+    for _ in range(100_000):
+        if began.is_set():
+            break
+        await asyncio.sleep(0)
+    task.cancel()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not task.done()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ended.is_set()
+
+
+# Only what is ours
+
+
+@pytest.mark.parametrize("method", ["open", "read"])
+@pytest.mark.parametrize("plant", ["nothing", "symlink", "FIFO", "directory", "hardlink", "writable", "folder link"])
+async def test_what_is_not_ours_is_not_there(tree: Tree, tmp_path: Path, plant: str, method: str) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"secret")
+    path = tree.root / "blobs/x/y"
+    path.parent.mkdir(mode=0o700)
+    match plant:
+        case "symlink":
+            path.symlink_to(secret)
+        case "FIFO":
+            os.mkfifo(path)
+        case "directory":
+            path.mkdir()
+        case "hardlink":
+            os.link(secret, path)
+        case "writable":
+            path.touch()
+            path.chmod(0o666)
+        case _:
+            assert plant in {"nothing", "folder link"}
+            path.parent.rmdir()
+            (tmp_path / "folder").mkdir()
+            (tmp_path / "folder" / "y").write_bytes(b"secret")
+            if plant == "folder link":
+                path.parent.symlink_to(tmp_path / "folder")
+    found = await (tree.open("blobs/x/y") if method == "open" else tree.read("blobs/x/y", 100))
+    assert found is None
+    assert await hop(tree.evict, "blobs/x/y") is False
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.EIO, errno.EACCES, errno.ENOMEM])
+async def test_trouble_is_not_absence(tree: Tree, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    await tree.write(TARGET, b"body", committed=True)
+    real = os.open
+
+    def failing(path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        if path == "aa" and not flags & os.O_DIRECTORY:
+            raise OSError(number, os.strerror(number))
+        return real(path, flags, mode, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "open", failing)
+    for attempt in (tree.open(TARGET), tree.read(TARGET, 100)):
+        with pytest.raises(OSError, match=os.strerror(number)):
+            await attempt
+
+
+async def test_a_small_file_that_is_too_long_is_none_of_ours(tree: Tree) -> None:
+    await tree.write("repositories/a", b"x" * 100)
+    assert await tree.read("repositories/a", 100) == b"x" * 100
+    assert await tree.read("repositories/a", 99) is None
+
+
+async def test_a_scan_finds_regular_files_and_follows_nothing(tree: Tree, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "file").touch()
+    await tree.write(TARGET, b"body", committed=True)
+    await tree.touch([(TARGET, 5.0), ("blobs/not/there", 6.0)])
+    (tree.root / "blobs" / "link").symlink_to(tmp_path / "elsewhere")
+    (tree.root / "blobs" / "file link").symlink_to(tmp_path / "elsewhere" / "file")
+    os.mkfifo(tree.root / "blobs" / "fifo")
+    found = await hop(tree.scan, "blobs")
+    assert [(entry.key, entry.size, entry.used) for entry in found] == [(TARGET, 4, 5.0)]
+    assert await hop(tree.scan, "blobs/not/there") == []
+
+
+async def test_a_scan_that_runs_out_of_descriptors_does_not_pass_for_a_small_cache(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await tree.write(TARGET, b"body", committed=True)
+    real = os.open
+
+    def failing(path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        if path == "sha256":
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return real(path, flags, mode, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "open", failing)
+    with pytest.raises(OSError, match="Too many open files"):
+        await hop(tree.scan, "blobs")
+
+
+async def test_nothing_is_left_open_by_any_of_it(tree: Tree) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    await tree.write(TARGET, b"body", committed=True)
+    for _ in range(3):
+        await closed(await spool(tree, b"four"))
+        assert await tree.open("blobs/none") is None
+        assert await tree.read("blobs/none/at/all", 5) is None
+        await tree.remove("blobs/none")
+        await tree.touch([("blobs/none", 5.0)])
+        await hop(tree.scan, "blobs")
+        await hop(tree.is_free, TARGET)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+async def test_a_handle_that_nobody_got_to_see_is_closed(tree: Tree) -> None:
+    await tree.write(TARGET, b"body", committed=True)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        task = asyncio.create_task(tree.open(TARGET))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        del task
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+async def test_a_lock_excludes(tree: Tree) -> None:
+    inside: list[int] = []
+
+    def enter(number: int) -> None:
+        with tree.locked("ledger/stored") as fd:
+            value = int(os.pread(fd, 9, 0) or b"0")
+            inside.append(number)
+            os.pwrite(fd, str(value + 1).encode(), 0)
+
+    await asyncio.gather(*(hop(enter, number) for number in range(30)))
+    assert (tree.root / "ledger/stored").read_bytes() == b"30"

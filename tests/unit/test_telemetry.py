@@ -1,0 +1,128 @@
+"""Logs are a line a record, whatever is in it; metrics have closed sets of labels."""
+
+import io
+import json
+import logging
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, generate_latest
+
+from proxy.telemetry import Format, Metrics, Outcome, make_logger, quiet, set_up_logging
+
+HOSTILE = 'a\x1b[31m\r\n{"event": "forged"}\x00\x07\u2028\u202e"\udcff\\'
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is one."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@given(st.text(), st.text())
+def test_json_is_one_line_that_tells_what_was_logged(event: str, value: str) -> None:
+    stream = io.StringIO()
+    make_logger("json", "info", stream).info(event, agent=value)
+    (line,) = stream.getvalue().splitlines()
+    assert line.isascii()
+    record = json.loads(line)
+    assert (record["event"], record["agent"], record["level"]) == (event, value, "info")
+    assert record["timestamp"].endswith("Z")
+
+
+@given(st.text())
+def test_the_console_shows_no_control_character_of_a_value(value: str) -> None:
+    stream = io.StringIO()
+    make_logger("console", "info", stream).info("request", agent=value)
+    (line,) = stream.getvalue().splitlines()
+    assert line.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("style", "stream", "is_json"),
+    [
+        ("auto", io.StringIO(), True),
+        ("auto", Terminal(), False),
+        ("json", Terminal(), True),
+        ("console", io.StringIO(), False),
+    ],
+)
+def test_auto_is_json_except_on_a_terminal(style: Format, stream: io.StringIO, is_json: bool) -> None:
+    make_logger(style, "info", stream).info("said")
+    assert stream.getvalue().startswith("{") == is_json
+
+
+def test_colours_are_for_terminals() -> None:
+    piped, terminal = io.StringIO(), Terminal()
+    make_logger("console", "info", piped).info("said")
+    make_logger("console", "info", terminal).info("said")
+    assert "\x1b[" not in piped.getvalue()
+    assert "\x1b[" in terminal.getvalue()
+
+
+@pytest.mark.parametrize(("level", "heard"), [("debug", 4), ("info", 3), ("warning", 2), ("error", 1)])
+def test_what_is_below_the_level_is_dropped(level: str, heard: int) -> None:
+    stream = io.StringIO()
+    log = make_logger("json", level, stream)
+    for say in (log.debug, log.info, log.warning, log.error):
+        say("said")
+    assert len(stream.getvalue().splitlines()) == heard
+
+
+@pytest.mark.parametrize("style", ["json", "console"])
+def test_what_libraries_log_comes_the_same_way(style: Format) -> None:
+    root, stream = logging.getLogger(), io.StringIO()
+    handlers, level = root.handlers[:], root.level
+    try:
+        set_up_logging(style, "debug", stream)
+        logging.getLogger("aiohttp.server").debug("too much")
+        logging.getLogger("aiohttp.server").error("unhandled %s", HOSTILE)
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+    if style == "json":
+        (line,) = stream.getvalue().splitlines()
+        assert json.loads(line)["event"] == f"unhandled {HOSTILE}"
+    else:
+        (line,) = stream.getvalue().splitlines()
+        assert line.isprintable()
+        assert "unhandled a" in line
+
+
+@pytest.mark.parametrize("style", ["json", "console"])
+def test_a_traceback_shows_no_local_variable(style: Format) -> None:
+    stream = io.StringIO()
+    password = "hunter" + str(2)
+    try:
+        [].pop(len(password))
+    except IndexError:
+        make_logger(style, "info", stream).exception("a defect")
+    assert "IndexError" in stream.getvalue()
+    assert "hunter2" not in stream.getvalue()
+
+
+def test_quiet_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    quiet().error("said")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_no_metric_has_a_label_that_a_client_could_fill() -> None:
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+    labels = {name for metric in vars(metrics).values() for name in getattr(metric, "_labelnames", ())}
+    assert labels == {"kind", "upstream", "status", "outcome", "method"}
+    metrics.requests.labels("blob", "docker.io", 200, Outcome.HIT.value).inc()
+    text = generate_latest(registry).decode()
+    assert 'entrepot_requests_total{kind="blob",outcome="hit",status="200",upstream="docker.io"} 1.0' in text
+
+
+def test_every_metric_says_what_it_is() -> None:
+    registry = CollectorRegistry()
+    Metrics(registry)
+    families = list(registry.collect())
+    assert families
+    for family in families:
+        assert family.name.startswith("entrepot_")
+        assert family.documentation
