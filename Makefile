@@ -28,6 +28,12 @@ run: $(VENV)/.run ## serve on 127.0.0.1:5000 (CONFIG=proxy.toml to use a configu
 test: $(VENV)/.dev ## the whole suite that needs no root
 	$(BIN)/pytest -n auto
 
+test-clients: $(VENV)/.dev ## pull with Docker, containerd, podman and skopeo (root, on Debian; run .ci/install-clients first)
+	$(BIN)/pytest tests/clients
+
+conformance: $(VENV)/.dev ## the OCI conformance suite, read-only, through a proxy (Go, on Debian; run .ci/install-clients first)
+	@$(BIN)/python -m tests.clients.conformance
+
 check: $(VENV)/.dev ## format, lint, types and layers
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -41,6 +47,12 @@ format: $(VENV)/.dev ## rewrite the sources in the project's format
 lock: $(VENV)/.dev ## resolve the dependencies anew into the two locks
 	$(BIN)/uv pip compile pyproject.toml --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet --output-file requirements.lock
 	$(BIN)/uv pip compile pyproject.toml --upgrade --group dev --constraint requirements.lock --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet --output-file requirements-dev.lock
+
+bench: $(VENV)/.dev ## the benchmarks, beside the peers that are installed
+	$(BIN)/python benchmarks/pull.py
+
+image: ## the container image, by Docker (BASE=image to use another base than python:3.12-slim)
+	docker build --tag entrepot $(if $(BASE),--build-arg BASE=$(BASE)) .
 
 clean: ## remove what make made
 	rm -rf $(VENV) .work .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

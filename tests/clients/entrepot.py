@@ -1,0 +1,132 @@
+"""The proxy under test: a process with a configuration, a store and a log of its own."""
+
+import contextlib
+import hashlib
+import http.client
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .processes import Daemon, free_port, show, tail, wait_until
+
+# tag_ttl 0: every pull of a tag asks upstream, or finds that it is down.
+CONFIG = """\
+[server]
+listen = "127.0.0.1:{port}"
+lb_delay = "0s"
+drain_timeout = "5s"
+
+[admin]
+listen = "127.0.0.1:{admin_port}"
+
+[store]
+path = "{store}"
+
+[log]
+format = "json"
+"""
+UPSTREAM = """
+[[upstream]]
+registry = "{name}"
+url = "{url}"
+tag_ttl = "0s"
+"""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A line of the access log."""
+
+    kind: str
+    upstream: str
+    repository: str
+    reference: str
+    status: int
+    outcome: str
+    agent: str
+
+
+class Entrepot:
+    """The proxy, and what it says it did."""
+
+    def __init__(self, directory: Path, upstreams: Mapping[str, str]) -> None:
+        self.port = free_port()
+        self.address = f"127.0.0.1:{self.port}"
+        self.url = f"http://{self.address}"
+        self.log = directory / "entrepot.log"
+        self._store = directory / "store"
+        self._config = directory / "proxy.toml"
+        text = CONFIG.format(port=self.port, admin_port=free_port(), store=self._store)
+        text += "".join(UPSTREAM.format(name=name, url=url) for name, url in upstreams.items())
+        self._config.write_text(text)
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Serve for as long as the block lasts, then stop as an operator would: nothing wrong may be left or logged."""
+        daemon = Daemon([sys.executable, "-m", "proxy", "serve", "--config", str(self._config)], self.log)
+        try:
+            daemon.wait_until(self._is_ready)
+            yield
+        finally:
+            status = daemon.stop()
+            show(tail(self.log))
+        assert status == 0, f"the proxy ended with status {status}\n{tail(self.log)}"
+        assert not self._complaints(), self._complaints()
+        assert not self._corrupt(), self._corrupt()
+
+    def requests(self) -> list[Request]:
+        """The requests that it answered so far, in the order of their ends."""
+        fields = Request.__dataclass_fields__
+        lines = [entry for entry in self._entries() if entry["event"] == "request"]
+        return [Request(**{name: line[name] for name in fields}) for line in lines]
+
+    @contextlib.contextmanager
+    def serves(self, blobs: frozenset[str], agent: str) -> Iterator[None]:
+        """Assert that within the block a client of this User-Agent got all these blobs, and that no request failed."""
+        before = len(self.requests())
+
+        def missing() -> frozenset[str]:
+            served = {request.reference for request in self.requests()[before:] if _is_served_blob(request, agent)}
+            return blobs - served
+
+        yield
+        # A request's line is written after its last byte, which is when the client goes on.
+        wait_until(lambda: not missing(), f"{agent} got {len(blobs)} blobs from the proxy", timeout=5)
+        failed = [request for request in self.requests()[before:] if request.status >= 400]
+        assert not failed, failed
+
+    def _entries(self) -> list[dict[str, Any]]:
+        lines = self.log.read_text().splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+
+    def _is_ready(self) -> bool:
+        with contextlib.suppress(OSError), contextlib.closing(self._connection()) as connection:
+            connection.request("GET", "/readyz")
+            return connection.getresponse().status == 200
+        return False
+
+    def _connection(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+
+    def _complaints(self) -> list[str]:
+        """Lines of the log that report a defect."""
+        lines = self.log.read_text().splitlines()
+        loud = {json.dumps(entry) for entry in self._entries() if entry.get("level") in {"error", "critical"}}
+        return [line for line in lines if not line.startswith("{")] + sorted(loud)
+
+    def _corrupt(self) -> list[Path]:
+        """Published files that do not hash to their names."""
+        published = [path for path in self._store.glob("blobs/sha256/*/*") if path.is_file()]
+        return [path for path in published if path.name != _sha256(path)]
+
+
+def _is_served_blob(request: Request, agent: str) -> bool:
+    return request.kind == "blob" and request.status in {200, 206} and request.agent.startswith(agent)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
