@@ -15,7 +15,7 @@ from yarl import URL
 PREFIX = "ENTREPOT_"
 
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?(?:(\d+)ms)?")
-_SIZE = re.compile(r"(\d+(?:\.\d+)?) *([KMGT]i?B|B)?")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) *([kKMGT]i?B|B)?")
 _UNITS = {"B": 1} | {
     f"{letter}{suffix}": base**power
     for power, letter in enumerate("KMGT", 1)
@@ -51,7 +51,7 @@ def _bytes(value: object) -> object:
     if match is None:
         raise ValueError(f'{value!r} is no size: write "500 MiB", "100 GiB" or "2 TB"')
     try:
-        return int(float(match[1]) * _UNITS[match[2] or "B"])
+        return int(float(match[1]) * _UNITS[(match[2] or "B").replace("k", "K")])
     except OverflowError:
         raise ValueError(f"{value!r} is more than any disk holds") from None
 

@@ -4,11 +4,14 @@ import contextlib
 import hashlib
 import http.client
 import json
+import ssl
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import trustme
 
 from .processes import Daemon, free_port, show, tail, wait_until
 
@@ -18,7 +21,7 @@ CONFIG = """\
 listen = "127.0.0.1:{port}"
 lb_delay = "0s"
 drain_timeout = "5s"
-
+{tls}
 [admin]
 listen = "127.0.0.1:{admin_port}"
 
@@ -27,6 +30,10 @@ path = "{store}"
 
 [log]
 format = "json"
+"""
+TLS = """\
+tls_certificate = "{certificate}"
+tls_key = "{key}"
 """
 UPSTREAM = """
 [[upstream]]
@@ -50,16 +57,18 @@ class Request:
 
 
 class Entrepot:
-    """The proxy, and what it says it did."""
+    """The proxy, and what it says it did; with an authority to certify it, it speaks TLS."""
 
-    def __init__(self, directory: Path, upstreams: Mapping[str, str]) -> None:
-        self.port = free_port()
-        self.address = f"127.0.0.1:{self.port}"
-        self.url = f"http://{self.address}"
+    def __init__(self, directory: Path, upstreams: Mapping[str, str], authority: trustme.CA | None = None) -> None:
+        self._port = free_port()
+        self.address = f"127.0.0.1:{self._port}"
+        self.url = f"http://{self.address}" if authority is None else f"https://{self.address}"
         self.log = directory / "entrepot.log"
         self._store = directory / "store"
         self._config = directory / "proxy.toml"
-        text = CONFIG.format(port=self.port, admin_port=free_port(), store=self._store)
+        self._authority = authority
+        tls = "" if authority is None else _certified(authority, directory)
+        text = CONFIG.format(port=self._port, admin_port=free_port(), store=self._store, tls=tls)
         text += "".join(UPSTREAM.format(name=name, url=url) for name, url in upstreams.items())
         self._config.write_text(text)
 
@@ -75,7 +84,7 @@ class Entrepot:
             show(tail(self.log))
         assert status == 0, f"the proxy ended with status {status}\n{tail(self.log)}"
         assert not self._complaints(), self._complaints()
-        assert not self._corrupt(), self._corrupt()
+        assert self._filled() <= self._published(), "not all that was downloaded has been kept"
 
     def requests(self) -> list[Request]:
         """The requests that it answered so far, in the order of their ends."""
@@ -109,7 +118,11 @@ class Entrepot:
         return False
 
     def _connection(self) -> http.client.HTTPConnection:
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+        if self._authority is None:
+            return http.client.HTTPConnection(self.address, timeout=5)
+        context = ssl.create_default_context()
+        self._authority.configure_trust(context)
+        return http.client.HTTPSConnection(self.address, timeout=5, context=context)
 
     def _complaints(self) -> list[str]:
         """Lines of the log that report a defect."""
@@ -117,10 +130,25 @@ class Entrepot:
         loud = {json.dumps(entry) for entry in self._entries() if entry.get("level") in {"error", "critical"}}
         return [line for line in lines if not line.startswith("{")] + sorted(loud)
 
-    def _corrupt(self) -> list[Path]:
-        """Published files that do not hash to their names."""
+    def _filled(self) -> set[str]:
+        """The digests of the blobs that it downloaded."""
+        return {entry.reference for entry in self.requests() if entry.kind == "blob" and entry.outcome == "fill"}
+
+    def _published(self) -> set[str]:
+        """The digests of what is in its store, each of which must be that of the file's content."""
         published = [path for path in self._store.glob("blobs/sha256/*/*") if path.is_file()]
-        return [path for path in published if path.name != _sha256(path)]
+        corrupt = [path for path in published if path.name != _sha256(path)]
+        assert not corrupt, f"published under a digest that is not theirs: {corrupt}"
+        return {f"sha256:{path.name}" for path in published}
+
+
+def _certified(authority: trustme.CA, directory: Path) -> str:
+    """The keys of a configuration with a certificate for 127.0.0.1."""
+    certificate, key = directory / "certificate.pem", directory / "key.pem"
+    issued = authority.issue_cert("127.0.0.1")
+    certificate.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+    issued.private_key_pem.write_to_path(str(key))
+    return TLS.format(certificate=certificate, key=key)
 
 
 def _is_served_blob(request: Request, agent: str) -> bool:
