@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CONFIG ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format lock test-clients conformance bench image clean
+.PHONY: help run test kill-loop check format lock test-clients conformance bench image clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ run: $(VENV)/.run ## serve on 127.0.0.1:5000 (CONFIG=proxy.toml to use a configu
 
 test: $(VENV)/.dev ## the whole suite that needs no root
 	$(BIN)/pytest -n auto
+
+kill-loop: $(VENV)/.dev ## kill -9 under load, a hundred times; nothing that is published may be wrong (make test does ten)
+	ENTREPOT_KILLS=100 $(BIN)/pytest -s tests/e2e/test_kill_loop.py
 
 test-clients: $(VENV)/.dev ## pull with Docker, containerd, podman and skopeo (root, on Debian; run .ci/install-clients first)
 	$(BIN)/pytest tests/clients

@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry
 
 from proxy import files
 from proxy.admin import Admin
-from proxy.blobs import Blobs, Sizes
+from proxy.blobs import Blobs
 from proxy.certificates import Certificate
 from proxy.config import Config, ConfigError, Listen
 from proxy.eviction import Evicted, Space
@@ -27,6 +27,7 @@ from proxy.fill import Means
 from proxy.handlers import Handlers
 from proxy.listings import Listings
 from proxy.manifests import Manifests
+from proxy.permissions import Permissions, Sizes
 from proxy.routing import Routes
 from proxy.stores.disk import DiskBlobs, DiskRepositories, open_tree, spool_key
 from proxy.telemetry import Logger, Metrics
@@ -74,7 +75,9 @@ async def build(config: Config, log: Logger, metrics: Metrics) -> AsyncIterator[
         sizes: Sizes = LRUCache(SIZES_IN_MEMORY)
         manifests = Manifests(upstreams, store, repositories, space, sizes, log)
         stack.push_async_callback(manifests.aclose)
-        blobs = Blobs(upstreams, Means(tree, store, space, log, spool_key), repositories, sizes, metrics)
+        permissions = Permissions(upstreams, repositories, sizes, log)
+        stack.push_async_callback(permissions.aclose)
+        blobs = Blobs(upstreams, Means(tree, store, space, log, spool_key), permissions, metrics)
         stack.push_async_callback(blobs.aclose)
         handlers = Handlers(
             _routes(config),

@@ -3,8 +3,7 @@
 import asyncio
 import contextlib
 import errno
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping
-from dataclasses import replace
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from functools import partial
 from typing import Protocol
 
@@ -16,9 +15,9 @@ from proxy.oci.byterange import Span
 from proxy.oci.digest import Digest
 from proxy.oci.errors import OciError, Problem
 from proxy.oci.reference import Repository
-from proxy.single_flight import SingleFlight
+from proxy.permissions import Permissions
 from proxy.spool import End, Spool
-from proxy.stores.base import Link, RepositoryStore
+from proxy.stores.base import Link
 from proxy.telemetry import Metrics, Outcome
 from proxy.upstream import BlobStream, Interrupted, Upstream
 
@@ -27,8 +26,6 @@ NEAR = 8 * 1024 * 1024  # bytes ahead of the watermark that are worth waiting fo
 TRIES = 3  # of a direct stream that breaks off without a byte in between
 MAX_FILLS = 128  # downloads at once ...
 MAX_WAITING = 4096  # ... and with those that wait for their turn
-
-Sizes = MutableMapping[tuple[Repository, Digest], int]
 
 
 class Blob(Protocol):
@@ -131,21 +128,29 @@ class ComingBlob:
             failures += 1
             try:
                 async with self._stream(offset, span.stop) as stream:
-                    skip = offset - stream.start  # upstream may have answered with the whole
-                    if skip and self._spool.end is not End.UNCACHED:
-                        return  # the spool will be there no later
-                    while offset < span.stop and (data := await stream.read()):
-                        data, skip = data[skip:][: span.stop - offset], max(0, skip - len(data))
-                        if data:
-                            offset += len(data)
-                            failures = 0
-                            yield data
+                    if stream.start != offset and self._spool.end is not End.UNCACHED:
+                        return  # upstream sends the whole: the spool will be there no later
+                    async for data in self._until_caught_up(stream, offset, span.stop):
+                        offset += len(data)
+                        failures = 0
+                        yield data
+                    if self._spool.readable > offset:
+                        return
             except Interrupted:
                 continue
             except OciError as error:
                 if not error.problem.is_outage:
                     raise
                 return
+
+    async def _until_caught_up(self, stream: BlobStream, offset: int, stop: int) -> AsyncGenerator[bytes]:
+        """The bytes from `offset` to `stop`, until the fill is ahead: from then on they are cheaper from there."""
+        skip = offset - stream.start
+        while self._spool.readable <= offset < stop and (data := await stream.read()):
+            data, skip = data[skip:][: stop - offset], max(0, skip - len(data))
+            if data:
+                offset += len(data)
+                yield data
 
     async def _verified(self) -> AsyncGenerator[bytes]:
         """Everything after what the readers of the spool have been given, with the last byte withheld till the end."""
@@ -186,38 +191,35 @@ class Blobs:
         self,
         upstreams: Mapping[str, Upstream],
         means: Means,
-        repositories: RepositoryStore,
-        sizes: Sizes,
+        permissions: Permissions,
         metrics: Metrics,
     ) -> None:
         self._upstreams = upstreams
         self._means = means
-        self._repositories = repositories
-        self._sizes = sizes
+        self._permissions = permissions
         self._metrics = metrics
         self._fills: dict[tuple[str, Digest], Fill] = {}  # one upstream's trouble is not to be another's
         self._slots = asyncio.Semaphore(MAX_FILLS)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._permits: SingleFlight[tuple[Repository, Digest], Link] = SingleFlight()
 
     async def head(self, repository: Repository, digest: Digest) -> int | None:
         """The size of a blob, without downloading it. Raises OciError, OSError."""
-        link = await self._repositories.link(repository, digest)
+        link = await self._permissions.known(repository, digest)
         if link is not None:
             handle = await self._stored(repository, digest, link)
             if handle is not None:
                 handle.close()
                 return handle.size
-        return (await self._ask(repository, digest)).size
+        return (await self._permissions.asked(repository, digest)).size
 
     async def open(self, repository: Repository, digest: Digest) -> Blob:
         """The blob, as soon as its size is known and upstream has said that the repository has it.
 
         Raises OciError, OSError.
         """
-        link = await self._repositories.link(repository, digest)
+        link = await self._permissions.known(repository, digest)
         if link is None and (repository.registry, digest) not in self._fills and await self._is_stored(digest):
-            link = await self._permit(repository, digest)
+            link = await self._permissions.granted(repository, digest)
         handle = None if link is None else await self._stored(repository, digest, link)
         if handle is not None:
             return StoredBlob(handle, partial(self._means.blobs.remove, digest))
@@ -230,7 +232,9 @@ class Blobs:
             fill.spool.join()
             try:
                 if link is None and fill.repository != repository:
-                    link = await self._permit(repository, digest)  # its bytes are on their way for somebody else
+                    link = await self._permissions.granted(
+                        repository, digest
+                    )  # its bytes are on their way for somebody else
                 await fill.spool.opened()
                 size = fill.spool.size
                 if not fill.spool.is_open:  # the cache will not take it
@@ -259,11 +263,7 @@ class Blobs:
             digest,
             upstream,
             self._means,
-            known=lambda: self._repositories.link(repository, digest),
-            permit=lambda: self._permit(repository, digest),
-            confirmed=lambda size: self._confirmed(repository, digest, Link(size)),
-            # As a manifest says. A link's size is only what upstream said once: if that was wrong it must not stay so.
-            expected=self._sizes.get((repository, digest)),
+            self._permissions,
         )
         self._fills[upstream.registry, digest] = fill
         task = asyncio.create_task(self._run(fill))
@@ -310,37 +310,16 @@ class Blobs:
                 handle.close()
                 await self._means.blobs.remove(digest)
                 return None
-            await self._confirmed(repository, digest, replace(link, size=handle.size))
+            await self._permissions.confirmed(repository, digest, handle.size)
         self._means.blobs.used(digest)
         return handle
 
-    async def _permit(self, repository: Repository, digest: Digest) -> Link:
-        """The link of a digest; without one, upstream's word that the repository contains it. Raises OciError."""
-        link = await self._repositories.link(repository, digest)
-        return link or await self._ask(repository, digest)
-
     async def _size(self, repository: Repository, digest: Digest, link: Link | None) -> int | None:
         """The size of a blob that only passes through: as a manifest says, else as upstream says now, not once."""
-        expected = self._sizes.get((repository, digest))
-        if link is None or expected is None:
-            link = await self._ask(repository, digest)
-        return link.size if expected is None else expected
-
-    async def _ask(self, repository: Repository, digest: Digest) -> Link:
-        return await self._permits.run((repository, digest), lambda: self._asked(repository, digest))
-
-    async def _asked(self, repository: Repository, digest: Digest) -> Link:
-        size = await self._upstreams[repository.registry].head_blob(repository, digest)
-        link = Link(self._sizes.get((repository, digest)) if size is None else size)
-        await self._confirmed(repository, digest, link)
-        return link
-
-    async def _confirmed(self, repository: Repository, digest: Digest, link: Link) -> None:
-        """Record upstream's word; a disk that will not take it must not keep the blob from whoever may have it."""
-        try:
-            await self._repositories.put_link(repository, digest, link)
-        except OSError as error:
-            self._means.log.warning("link not recorded", repository=str(repository), reason=error.strerror)
+        promised = self._permissions.promised(repository, digest)
+        if link is None or promised is None:
+            link = await self._permissions.asked(repository, digest)
+        return link.size if promised is None else promised
 
     # The end
 
@@ -351,7 +330,6 @@ class Blobs:
 
     async def aclose(self) -> None:
         """Stop every fill; what has come stays on disk, for the next process to resume."""
-        await self._permits.aclose()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

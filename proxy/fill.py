@@ -5,7 +5,7 @@ import contextlib
 import enum
 import errno
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from proxy import files
@@ -15,6 +15,7 @@ from proxy.files import Handle, SpoolState, Tree
 from proxy.oci.digest import Digest, Hasher
 from proxy.oci.errors import OciError, Problem
 from proxy.oci.reference import Repository
+from proxy.permissions import Permissions
 from proxy.spool import End, Spool
 from proxy.stores.base import BlobStore, Link
 from proxy.telemetry import Logger
@@ -67,33 +68,24 @@ class _StartAfresh(Exception):
 
 
 class Fill:
-    """One blob on its way into the store. It belongs to the cache: its readers come and go, and change nothing.
+    """One blob on its way into the store. It belongs to the cache: its readers come and go, and change nothing."""
 
-    `permit` tells whether the repository contains the blob, and its size if known: from a link, else from upstream.
-    `confirmed` records that upstream has just served it.
-    """
-
-    def __init__(  # noqa: PLR0913  what a download needs to know, each by its name
+    def __init__(
         self,
         repository: Repository,
         digest: Digest,
         upstream: Upstream,
         means: Means,
-        *,
-        known: Callable[[], Awaitable[Link | None]],
-        permit: Callable[[], Awaitable[Link]],
-        confirmed: Callable[[int | None], Awaitable[None]],
-        expected: int | None,
+        permissions: Permissions,
     ) -> None:
         self.repository = repository
         self.digest = digest
         self.spool = Spool(digest)
         self._upstream = upstream
         self._means = means
-        self._known = known
-        self._permit = permit
-        self._confirmed = confirmed
-        self._expected = expected  # bytes, as a manifest of this repository says
+        self._permissions = permissions
+        # Bytes, as a manifest says. A link's size is only what upstream said once: if wrong, it must not stay so.
+        self._expected = permissions.promised(repository, digest)
         self._growth: Growth | None = None
         self._key = means.spool_key(digest)
         self._log = means.log.bind(upstream=upstream.registry, repository=repository.name, digest=str(digest))
@@ -159,7 +151,7 @@ class Fill:
             if link is None:
                 # The writer records the link as soon as upstream answers it, which spares us asking ourselves.
                 patient = looks < PATIENCE / POLL and state is SpoolState.GROWING
-                link = await (self._known() if patient else self._permit())
+                link = await (self._known() if patient else self._granted())
             if link is not None:
                 self._open(handle, size if state is SpoolState.COMMITTED else link.size)
                 self.spool.advance(size)
@@ -171,6 +163,12 @@ class Fill:
                     looked, seen = time.monotonic(), size
             looks += 1
             await asyncio.sleep(POLL)
+
+    async def _known(self) -> Link | None:
+        return await self._permissions.known(self.repository, self.digest)
+
+    async def _granted(self) -> Link:
+        return await self._permissions.granted(self.repository, self.digest)
 
     async def _abandoned(self, handle: Handle) -> Result:
         """Its writer gave the spool up, or does not get on: what there is has yet to be judged, the rest to be had."""
@@ -196,7 +194,7 @@ class Fill:
         if stored is None:
             return None
         try:
-            await self._permit()
+            await self._granted()
             self._open(stored, stored.size)
             self.spool.advance(stored.size)
         finally:
@@ -244,13 +242,13 @@ class Fill:
     async def _complete(self, handle: Handle, claim: "Claim", reservation: Reservation) -> None:
         """Bring the spool to its full size, and hold it against the digest. Raises OciError, NoSpace, OSError."""
         if claim.resumed and self.digest.matches(claim.growth.hasher):
-            self._open(handle, (await self._permit()).size)  # all but its publication was done
+            self._open(handle, (await self._granted()).size)  # all but its publication was done
             self.spool.advance(claim.growth.done)
             return
 
         async def begin(total: int | None) -> None:
             if not self.spool.is_open:
-                await self._confirmed(total)
+                await self._permissions.confirmed(self.repository, self.digest, total)
                 self._open(handle, total)
 
         source = Source(self._upstream, self.repository, self.digest)

@@ -45,20 +45,13 @@ class Listings:
         listing = await upstream.listing(route.repository, "tags/list", _asked(page), "application/json")
         if listing.status == 404:
             raise OciError(Problem.NAME_UNKNOWN, f"{upstream.registry} has no repository {route.repository.name}")
-        answer = await asyncio.to_thread(_object, upstream, listing)
-        found = answer.get("tags")
-        if found is None and "tags" in answer:
-            found = []  # null is what some registries send for it
-        if not isinstance(found, list) or not all(isinstance(tag, str) and tag.isprintable() for tag in found):
-            raise _nonsense(upstream)
-        shown, more = cut(found, page)
+        shown, more = cut(await asyncio.to_thread(_tags, upstream, listing), page)
         following = next_link(listing.links)
+        rest: list[tuple[str, str]] = []
         if more:
             rest = [("last", shown[-1]), ("n", str(page.n))]
-        elif following is not None and following != "":
+        elif following:
             rest = [(key, value) for key, value in query_of(following) if key != "ns"]
-        else:
-            rest = []
         if rest and route.namespace is not None:
             rest.append(("ns", route.namespace))
         return _tag_list(route, shown, f"{path}?{urlencode(rest)}" if rest else None)
@@ -112,6 +105,16 @@ def _asked(page: Page) -> list[tuple[str, str]]:
 def _tag_list(route: Route, tags: Sequence[str], following: str | None) -> Answer:
     body = json.dumps({"name": route.visible, "tags": tags}).encode()
     return Answer(body, "application/json", {} if following is None else {"Link": f'<{following}>; rel="next"'})
+
+
+def _tags(upstream: Upstream, listing: Listing) -> list[str]:
+    answer = _object(upstream, listing)
+    found = answer.get("tags")
+    if found is None and "tags" in answer:
+        return []  # null is what some registries send for it
+    if not isinstance(found, list) or not all(isinstance(tag, str) and tag.isprintable() for tag in found):
+        raise _nonsense(upstream)
+    return found
 
 
 def _object(upstream: Upstream, listing: Listing) -> Mapping[str, Any]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from cachetools import LRUCache, TTLCache
 
-from proxy.blobs import Sizes
 from proxy.eviction import NoSpace, Reservation, Space
 from proxy.oci import manifest
 from proxy.oci.digest import Digest
@@ -15,6 +14,7 @@ from proxy.oci.errors import OciError, Problem
 from proxy.oci.freshness import Verdict, verdict
 from proxy.oci.manifest import Manifest
 from proxy.oci.reference import Reference, Repository, Tag
+from proxy.permissions import Sizes
 from proxy.single_flight import SingleFlight
 from proxy.stores.base import BlobStore, Link, RepositoryStore, TagRecord
 from proxy.telemetry import Logger, Outcome

@@ -1,7 +1,6 @@
 """Pages of tags/list (distribution-spec, "Listing Tags") and the Link header that joins them (RFC 8288)."""
 
 import re
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -76,18 +75,25 @@ def query_of(link: str) -> tuple[tuple[str, str], ...]:
 
 
 def cut(tags: list[str], page: Page) -> tuple[list[str], bool]:
-    """The part of a list that a page shows, and whether more follows, for upstreams that ignore n or last."""
-    shown = tags if page.last is None else tags[_position_after(tags, page.last) :]
+    """The part of a list that a page shows, and whether more follows, for upstreams that ignore n or last.
+
+    That they do is seen by what they send: the tag that was to be passed, or more tags than were asked for. All else is
+    left as it is, whatever its order: it is better to show a tag twice than never.
+    """
+    ignored = page.last in tags or (page.n is not None and len(tags) > page.n)
+    shown = _ordered(tags) if ignored else tags
+    if page.last in shown:
+        # Behind its last copy: a client that walks through the pages must get ahead.
+        shown = shown[len(shown) - shown[::-1].index(page.last) :]
     if page.n is None:
         return shown, False
     return shown[: page.n], len(shown) > page.n
 
 
-def _position_after(tags: list[str], last: str) -> int:
-    if last in tags:
-        # Behind its last copy: a client that walks through the pages must get ahead.
-        return len(tags) - tags[::-1].index(last)
-    # The specification allows two orders. A list may be in both, and then what only one would drop is kept.
-    orders = [(tags, last), ([tag.lower() for tag in tags], last.lower())]
-    positions = [bisect_right(keys, key) for keys, key in orders if all(one <= other for one, other in pairwise(keys))]
-    return min(positions, default=0)
+def _ordered(tags: list[str]) -> list[str]:
+    """A whole list in an order that the specification allows: its own if it is one, else the ASCIIbetical."""
+    return tags if _is_in_order(tags) or _is_in_order([tag.lower() for tag in tags]) else sorted(tags)
+
+
+def _is_in_order(keys: list[str]) -> bool:
+    return all(one <= other for one, other in pairwise(keys))

@@ -149,7 +149,7 @@ async def test_an_upstream_that_ignores_the_query_is_cut_into_pages(upstream: Fa
 
 async def test_an_upstream_that_ignores_only_last_is_walked_to_its_end(upstream: FakeRegistry, proxy: Proxy) -> None:
     listing(upstream, ["c", "a", "b", "A"])  # in no order at all
-    assert await walk(proxy, f"{TAGS}?n=3") == [["c", "a", "b"], ["A"]]
+    assert await walk(proxy, f"{TAGS}?n=3") == [["A", "a", "b"], ["c"]]
 
 
 @pytest.mark.parametrize("order", [str, str.lower])
@@ -417,3 +417,13 @@ async def test_a_listing_of_the_largest_size_is_relayed(upstream: FakeRegistry, 
     assert len((await proxy.get(REFERRERS)).body) == LIMIT
     listing(upstream, [f"{number:06}" + "x" * 100 for number in range(30_000)])
     assert len(tags_of(await proxy.get(TAGS))) == 30_000
+
+
+async def test_a_registry_that_lists_in_no_order_and_heeds_no_page_is_put_in_order(
+    upstream: FakeRegistry, proxy: Proxy
+) -> None:
+    listing(upstream, ["latest", "v1", "edge", "v1.0"])
+    first = await proxy.get(f"/v2/{REPO}/tags/list?n=2")
+    assert json.loads(first.body)["tags"] == ["edge", "latest"]
+    rest = await proxy.get(f"/v2/{REPO}/tags/list?last=latest")
+    assert json.loads(rest.body)["tags"] == ["v1", "v1.0"]

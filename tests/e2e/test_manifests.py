@@ -649,3 +649,17 @@ async def test_a_manifest_is_served_though_the_disk_will_not_keep_it(
     monkeypatch.setattr(manifests._blobs, "put", full)
     monkeypatch.setattr(manifests._repositories, "put_tag", full)
     assert (await proxy.get(TAG)).body == image.body
+
+
+async def test_a_manifest_asked_for_as_a_blob_stays_a_manifest(upstream: FakeRegistry, store: Path) -> None:
+    image = upstream.add_image(REPO, "v1")
+    upstream.add_blob(REPO, image.body)
+    async with running(toml(upstream.url), store) as proxy:
+        assert (await proxy.get(f"/v2/{REPO}/manifests/{image.digest}")).status == 200
+        proxy.blob_path(image.digest).unlink()
+        assert (await proxy.head(f"/v2/{REPO}/blobs/{image.digest}")).status == 200
+        assert (await proxy.get(f"/v2/{REPO}/blobs/{image.digest}")).body == image.body
+        await proxy.settled()
+    await upstream.go_down()
+    async with running(toml(upstream.url), store) as proxy:
+        assert (await proxy.get(f"/v2/{REPO}/manifests/{image.digest}")).body == image.body

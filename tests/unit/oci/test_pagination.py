@@ -195,18 +195,18 @@ def test_a_page_begins_behind_the_last_tag_seen() -> None:
     assert cut(["a", "b"], Page(1, "b")) == ([], False)
 
 
-def test_the_position_of_the_last_tag_counts_and_not_the_order() -> None:
-    assert cut(["b", "c", "A", "a"], Page(None, "c")) == (["A", "a"], False)
+def test_the_position_of_the_last_tag_counts_in_either_order() -> None:
+    assert cut(["A", "b", "C", "d"], Page(None, "C")) == (["d"], False)
+    assert cut(["A", "C", "b", "d"], Page(None, "C")) == (["b", "d"], False)
+    assert cut(["b", "c", "A", "a"], Page(None, "a")) == (["b", "c"], False)  # in neither: it is put in order first
 
 
-def test_a_last_tag_that_is_gone_is_found_by_order_in_a_sorted_list() -> None:
-    assert cut(["1.0", "1.10", "1.2", "A", "a"], Page(None, "1.3")) == (["A", "a"], False)
-    assert cut(["a", "b"], Page(None, "0")) == (["a", "b"], False)
-    assert cut(["a", "b"], Page(None, "z")) == ([], False)
-
-
-def test_a_last_tag_that_is_gone_drops_nothing_of_an_unsorted_list() -> None:
-    assert cut(["b", "a"], Page(None, "c")) == (["b", "a"], False)
+@pytest.mark.parametrize("last", ["0", "1.3", "z"])
+@pytest.mark.parametrize("tags", [["1.0", "1.10", "1.2", "A", "a"], ["b", "a"]])
+def test_a_last_tag_that_is_not_there_drops_nothing_since_upstream_may_have_heeded_it(
+    tags: list[str], last: str
+) -> None:
+    assert cut(tags, Page(None, last)) == (tags, False)
 
 
 def test_a_last_tag_that_is_empty_drops_nothing() -> None:
@@ -220,10 +220,16 @@ def test_a_list_is_not_changed_by_cutting_it() -> None:
 
 
 @given(TAGS, st.none() | st.integers(0, 9), st.none() | st.sampled_from(["a", "A", "1.1", "", "zz"]))
-def test_a_page_is_a_run_of_the_list(tags: list[str], n: int | None, last: str | None) -> None:
-    rest, _ = cut(tags, Page(None, last))
-    assert rest == tags[len(tags) - len(rest) :]
-    assert cut(tags, Page(n, last)) == (rest[:n], n is not None and len(rest) > n)
+def test_a_page_is_no_longer_than_asked_and_what_is_left_out_is_said(
+    tags: list[str], n: int | None, last: str | None
+) -> None:
+    rest, more = cut(tags, Page(None, last))
+    assert not more
+    assert set(rest) <= set(tags)
+    assert last in tags or rest == tags
+    shown, more = cut(tags, Page(n, last))
+    assert len(shown) == (len(rest) if n is None else min(n, len(rest)))
+    assert more == (len(shown) < len(rest))
 
 
 @given(TAGS, st.integers(1, 4))
@@ -238,4 +244,17 @@ def test_a_client_that_walks_through_the_pages_gets_to_the_end(tags: list[str], 
     assert not more
     assert set(seen) <= set(tags)
     if len(set(tags)) == len(tags):
-        assert seen == tags
+        assert sorted(seen) == sorted(tags)
+
+
+@given(st.lists(st.text("abAB19", min_size=1), unique=True, min_size=2))
+def test_a_list_that_was_not_cut_is_put_into_an_order_that_is_allowed(tags: list[str]) -> None:
+    shown, more = cut(tags, Page(len(tags) - 1))
+    folded = [tag.lower() for tag in shown]
+    assert more
+    assert shown == sorted(shown) or folded == sorted(folded)
+
+
+@pytest.mark.parametrize("tags", [["v10", "v11"], ["b", "a"], []])
+def test_what_an_upstream_cut_itself_is_left_whatever_its_order(tags: list[str]) -> None:
+    assert cut(tags, Page(2, "v9")) == (tags, False)
