@@ -32,7 +32,7 @@ kill-loop: $(VENV)/.dev ## kill -9 under load, a hundred times; nothing that is 
 	ENTREPOT_KILLS=100 $(BIN)/pytest -s tests/e2e/test_kill_loop.py
 
 test-clients: $(VENV)/.dev ## pull with Docker, containerd, podman and skopeo (root, on Debian; run .ci/install-clients first)
-	$(BIN)/pytest tests/clients
+	$(BIN)/pytest --timeout 180 tests/clients
 
 conformance: $(VENV)/.dev ## the OCI conformance suite, read-only, through a proxy (Go, on Debian; run .ci/install-clients first)
 	@$(BIN)/python -m tests.clients.conformance
