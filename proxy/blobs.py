@@ -8,6 +8,7 @@ from functools import partial
 from typing import Protocol
 
 from proxy import files
+from proxy.blob_stream import BlobStream, Interrupted
 from proxy.download import Source
 from proxy.files import Handle
 from proxy.fill import Fill, Means, Result
@@ -19,7 +20,7 @@ from proxy.permissions import Permissions
 from proxy.spool import End, Spool
 from proxy.stores.base import Link
 from proxy.telemetry import Metrics, Outcome
-from proxy.upstream import BlobStream, Interrupted, Upstream
+from proxy.upstream import Upstream
 
 CHUNK = 256 * 1024  # bytes read and sent at a time
 NEAR = 8 * 1024 * 1024  # bytes ahead of the watermark that are worth waiting for

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from proxy import files
+from proxy.blob_stream import BlobStream, Interrupted
 from proxy.eviction import STEP, Reservation
 from proxy.files import Handle
 from proxy.oci.digest import Digest, Hasher
@@ -14,7 +15,7 @@ from proxy.oci.errors import OciError, Problem
 from proxy.oci.reference import Repository
 from proxy.oci.retry import pause
 from proxy.telemetry import Logger
-from proxy.upstream import BlobStream, Interrupted, Upstream
+from proxy.upstream import Upstream
 
 ATTEMPTS = 5  # in a row that bring no byte, before giving up ...
 PERSEVERANCE = 60.0  # ... or seconds without one

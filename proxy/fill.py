@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from proxy import files
+from proxy.blob_stream import LOW_SPEED
 from proxy.download import Download, Growth, Source, is_invalid
 from proxy.eviction import NoSpace, Reservation, Space
 from proxy.files import Handle, SpoolState, Tree
@@ -19,7 +20,7 @@ from proxy.permissions import Permissions
 from proxy.spool import End, Spool
 from proxy.stores.base import BlobStore, Link
 from proxy.telemetry import Logger
-from proxy.upstream import LOW_SPEED, Upstream
+from proxy.upstream import Upstream
 
 POLL = 0.01  # seconds between looks at a file that another process writes: the kernel tells nobody of a foreign flock
 FORBEARANCE = 10.0  # seconds that a file may grow by less than LOW_SPEED before it is followed no more

@@ -1,4 +1,4 @@
-"""One upstream registry over HTTP: manifests, blob streams, listings; retries, the breaker, the watchdog."""
+"""One upstream registry over HTTP: manifests, blob streams, listings; retries and the breaker."""
 
 import asyncio
 import contextlib
@@ -14,9 +14,9 @@ import aiohttp
 from yarl import URL
 
 from proxy import config
+from proxy.blob_stream import BlobStream
 from proxy.egress import Egress, read_limited
 from proxy.oci import challenge
-from proxy.oci.byterange import parse_content_range
 from proxy.oci.digest import Digest
 from proxy.oci.errors import OciError, Problem
 from proxy.oci.manifest import ACCEPT as MANIFEST_TYPES
@@ -34,11 +34,6 @@ NO_HEAD = frozenset({400, 401, 403, 405, 501})  # answers to a HEAD that may be 
 TRIES = 3
 LISTING_LIMIT = 4 * 1024 * 1024  # bytes of a page of tags or referrers
 ACCEPT = MappingProxyType({"Accept": MANIFEST_TYPES})
-LOW_SPEED = 1024  # bytes a second that a body must bring, over one stall time-out
-
-
-class Interrupted(Exception):
-    """A body broke off: closed, reset, stalled, or too slow. What came before it is good to resume from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,55 +64,6 @@ class Ask:
     missing: Problem
     fresh: bool = False
     redirects: bool = True
-
-
-class BlobStream:
-    """The body of a blob as it comes: `start` is the offset of its first byte, `total` the blob's size if known."""
-
-    def __init__(self, response: aiohttp.ClientResponse, stall_timeout: float, received: Callable[[int], None]) -> None:
-        self.start = 0
-        self.total = response.content_length
-        if response.status == 206:
-            span, self.total = parse_content_range(response.headers.get("Content-Range", ""))
-            self.start = span.start
-        self._response = response
-        self._stall_timeout = stall_timeout
-        self._received = received
-        self._broken: Interrupted | None = None
-        self._waited = 0.0
-        self._waited_for = 0
-
-    async def read(self) -> bytes:
-        """Whatever has come since, at least a byte; empty at the end. Raises Interrupted."""
-        if self._broken is not None:
-            raise self._broken
-        began = time.monotonic()
-        try:
-            async with asyncio.timeout(self._stall_timeout):
-                data = await self._response.content.readany()
-        except TimeoutError:
-            raise Interrupted(f"no byte for {self._stall_timeout:g} s") from None
-        except (aiohttp.ClientError, OSError, RuntimeError) as error:  # aiohttp: "Connection closed." is a RuntimeError
-            self._broken = Interrupted(type(error).__name__)
-            # What came before the break is still in aiohttp's buffer, and it has no public way to get at it.
-            data = self._response.content._read_nowait(-1)  # noqa: SLF001
-            if not data:
-                raise self._broken from None
-        self._received(len(data))
-        self._watch(len(data), time.monotonic() - began)
-        return data
-
-    def _watch(self, count: int, waited: float) -> None:
-        """A drip of bytes satisfies every per-read time-out; it must not hold a fill for ever.
-
-        Only time spent waiting for upstream counts, so that a slow disk or client is not taken for a slow upstream.
-        """
-        self._waited += waited
-        self._waited_for += count
-        if self._waited >= self._stall_timeout and count:
-            if self._waited_for < LOW_SPEED * self._stall_timeout:
-                raise Interrupted(f"below {LOW_SPEED} bytes a second for {self._stall_timeout:g} s")
-            self._waited, self._waited_for = 0.0, 0
 
 
 class Upstream:

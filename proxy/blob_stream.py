@@ -1,0 +1,64 @@
+"""The body of a blob on its way from upstream, and the watchdog that breaks off what does not get on."""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import aiohttp
+
+from proxy.oci.byterange import parse_content_range
+
+LOW_SPEED = 1024  # bytes a second that a body must bring, over one stall time-out
+
+
+class Interrupted(Exception):
+    """A body broke off: closed, reset, stalled, or too slow. What came before it is good to resume from."""
+
+
+class BlobStream:
+    """The body of a blob as it comes: `start` is the offset of its first byte, `total` the blob's size if known."""
+
+    def __init__(self, response: aiohttp.ClientResponse, stall_timeout: float, received: Callable[[int], None]) -> None:
+        self.start = 0
+        self.total = response.content_length
+        if response.status == 206:
+            span, self.total = parse_content_range(response.headers.get("Content-Range", ""))
+            self.start = span.start
+        self._response = response
+        self._stall_timeout = stall_timeout
+        self._received = received
+        self._broken: Interrupted | None = None
+        self._waited = 0.0
+        self._waited_for = 0
+
+    async def read(self) -> bytes:
+        """Whatever has come since, at least a byte; empty at the end. Raises Interrupted."""
+        if self._broken is not None:
+            raise self._broken
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(self._stall_timeout):
+                data = await self._response.content.readany()
+        except TimeoutError:
+            raise Interrupted(f"no byte for {self._stall_timeout:g} s") from None
+        except (aiohttp.ClientError, OSError, RuntimeError) as error:  # aiohttp: "Connection closed." is a RuntimeError
+            self._broken = Interrupted(type(error).__name__)
+            # What came before the break is still in aiohttp's buffer, and it has no public way to get at it.
+            data = self._response.content._read_nowait(-1)  # noqa: SLF001
+            if not data:
+                raise self._broken from None
+        self._received(len(data))
+        self._watch(len(data), time.monotonic() - began)
+        return data
+
+    def _watch(self, count: int, waited: float) -> None:
+        """A drip of bytes satisfies every per-read time-out; it must not hold a fill for ever.
+
+        Only time spent waiting for upstream counts, so that a slow disk or client is not taken for a slow upstream.
+        """
+        self._waited += waited
+        self._waited_for += count
+        if self._waited >= self._stall_timeout and count:
+            if self._waited_for < LOW_SPEED * self._stall_timeout:
+                raise Interrupted(f"below {LOW_SPEED} bytes a second for {self._stall_timeout:g} s")
+            self._waited, self._waited_for = 0.0, 0
