@@ -21,7 +21,7 @@ from proxy import files
 from proxy.admin import Admin
 from proxy.blobs import Blobs
 from proxy.certificates import Certificate
-from proxy.config import Config, ConfigError, Listen
+from proxy.config import Config, ConfigError
 from proxy.eviction import Evicted, Space
 from proxy.fill import Means
 from proxy.handlers import Handlers
@@ -32,6 +32,7 @@ from proxy.routing import Routes
 from proxy.stores.disk import DiskBlobs, DiskRepositories, open_tree, spool_key
 from proxy.telemetry import Logger, Metrics
 from proxy.upstream import Upstream
+from proxy.values import Listen
 
 THREADS = 32  # for file calls; the network needs none
 KEEPALIVE = 75.0  # seconds; aiohttp's own default here is an hour

@@ -10,7 +10,8 @@ from rich.text import Text
 
 from proxy import files
 from proxy.certificates import Certificate
-from proxy.config import Config, ConfigError, Upstream
+from proxy.config import Config, ConfigError
+from proxy.sections import Upstream
 
 GIB = 1024**3
 FORMS = "/v2/{name}/IMAGE or ?ns={name}"

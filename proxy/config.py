@@ -1,27 +1,20 @@
 """proxy.toml and the environment, read once into a frozen Config; every error names its key and the remedy."""
 
 import difflib
-import ipaddress
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
-from platformdirs import user_cache_path
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
-from yarl import URL
+from pydantic import Field, SecretStr, ValidationError, model_validator
+
+from proxy.registries import PUBLIC, known
+from proxy.sections import Account, Admin, Log, Server, Store, Upstream
+from proxy.values import Section
 
 PREFIX = "ENTREPOT_"
 
-_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?(?:(\d+)ms)?")
-_SIZE = re.compile(r"(\d+(?:\.\d+)?) *([kKMGT]i?B|B)?")
-_UNITS = {"B": 1} | {
-    f"{letter}{suffix}": base**power
-    for power, letter in enumerate("KMGT", 1)
-    for suffix, base in (("B", 1000), ("iB", 1024))
-}
-_HOST = re.compile(r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?(?::\d{1,5})?|\[[0-9a-f:.]+\](?::\d{1,5})?")
 # What Kubernetes sets, behind the name of a Service.
 _KUBERNETES = re.compile(r"service_(?:host|port\w*)|port(?:_\d+_(?:tcp|udp|sctp)(?:_(?:proto|port|addr))?)?")
 
@@ -34,202 +27,10 @@ class ConfigError(Exception):
         self.problems = tuple(problems)
 
 
-def _seconds(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    match = _DURATION.fullmatch(value.strip())
-    if match is None or not any(match.groups()):
-        raise ValueError(f'{value!r} is no duration: write "500ms", "60s", "5m" or "1h30m"')
-    hours, minutes, seconds, milliseconds = (float(group or 0) for group in match.groups())
-    return hours * 3600 + minutes * 60 + seconds + milliseconds / 1000
+_SECTIONS: Mapping[str, type[Section]] = {"server": Server, "admin": Admin, "store": Store, "log": Log}
 
 
-def _bytes(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    match = _SIZE.fullmatch(value.strip())
-    if match is None:
-        raise ValueError(f'{value!r} is no size: write "500 MiB", "100 GiB" or "2 TB"')
-    try:
-        return int(float(match[1]) * _UNITS[(match[2] or "B").replace("k", "K")])
-    except OverflowError:
-        raise ValueError(f"{value!r} is more than any disk holds") from None
-
-
-def _host(value: object) -> object:
-    if isinstance(value, str):
-        value = value.lower()
-        if "@" in value:  # whatever it is may be a secret: not repeated
-            raise ValueError('holds a "@": write the host alone, such as "ghcr.io"; a user is set by username')
-        if not _HOST.fullmatch(value):
-            raise ValueError(f'{value!r} is no registry host: write "ghcr.io" or "registry.example.com:5000"')
-    return value
-
-
-def _network(value: object) -> object:
-    try:
-        return ipaddress.ip_network(str(value))
-    except ValueError as error:
-        raise ValueError(f'{error}: write a network such as "10.0.0.0/8" or an address') from None
-
-
-def _path(value: object) -> object:
-    if value == "":
-        raise ValueError("is empty: give a path, or leave it out")
-    return value
-
-
-def _listen(value: object) -> object:
-    if isinstance(value, Listen):
-        return value
-    host, colon, port = str(value).rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise ValueError(f'{value!r} is no address to listen on: write "127.0.0.1:5000", or "0.0.0.0:5000" for all')
-    return Listen(host=host, port=int(port))
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=True)
-
-
-class Listen(_Section):
-    """An address to listen on; port 0 lets the system choose."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-Seconds = Annotated[float, BeforeValidator(_seconds), Field(ge=0, le=366 * 86400)]
-Bytes = Annotated[int, BeforeValidator(_bytes), Field(ge=0)]
-Host = Annotated[str, BeforeValidator(_host)]
-Address = Annotated[Listen, BeforeValidator(_listen)]
-Network = Annotated[ipaddress.IPv4Network | ipaddress.IPv6Network, BeforeValidator(_network)]
-File = Annotated[Path, BeforeValidator(_path), Field(strict=False)]
-Hosts = Annotated[tuple[Host, ...], Field(strict=False)]
-
-
-class Server(_Section):
-    """The registry's own listener."""
-
-    listen: Address = Listen(host="127.0.0.1", port=5000)
-    workers: int = Field(default=1, ge=1, le=64)
-    lb_delay: Seconds = 5.0
-    drain_timeout: Seconds = 300.0
-    client_stall_timeout: Annotated[Seconds, Field(gt=0)] = 120.0
-    tls_certificate: File | None = None
-    tls_key: File | None = None
-
-    @model_validator(mode="after")
-    def _both_or_none(self) -> Self:
-        if (self.tls_certificate is None) != (self.tls_key is None):
-            raise ValueError("tls_certificate and tls_key belong together: set both, or neither for plain HTTP")
-        return self
-
-
-class Admin(_Section):
-    """The operator's listener: metrics; never on the registry port."""
-
-    listen: Address = Listen(host="127.0.0.1", port=5001)
-
-
-class Store(_Section):
-    """Where the cache is, and how large it may grow (bytes; 0: no limit)."""
-
-    path: File = Field(default_factory=lambda: user_cache_path("entrepot"))
-    max_size: Bytes = 100 * 1024**3
-
-
-class Log(_Section):
-    """How to log."""
-
-    format: Literal["auto", "console", "json"] = "auto"
-    level: Literal["debug", "info", "warning", "error"] = "info"
-
-
-class Upstream(_Section):
-    """One registry to pull from, under the name that clients use for it."""
-
-    registry: Host
-    url: str
-    aliases: Hosts = ()
-    hosts: Hosts = ()
-    default: bool = False
-    username: str | None = None
-    password_env: str | None = None
-    password_file: File | None = None
-    tag_ttl: Seconds = 60.0
-    realm_hosts: Hosts = ()
-    private_networks: Annotated[tuple[Network, ...], Field(strict=False)] = ()
-    stall_timeout: Annotated[Seconds, Field(gt=0)] = 60.0
-    password: SecretStr | None = Field(default=None, exclude=True, repr=False)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Every name that `ns` or a path component may call this upstream by."""
-        return (self.registry, *self.aliases)
-
-    @property
-    def base(self) -> URL:
-        """The URL in front of /v2/, without a trailing slash."""
-        return URL(self.url.rstrip("/"))
-
-    @model_validator(mode="before")
-    @classmethod
-    def _no_secret(cls, table: Any) -> Any:
-        if isinstance(table, dict) and "password" in table:
-            raise ValueError("password: a secret does not belong in a configuration: use password_env or password_file")
-        return table
-
-    @model_validator(mode="after")
-    def _possible(self) -> Self:
-        _check_url(self.url)
-        if self.password_env is not None and self.password_file is not None:
-            raise ValueError("password_env and password_file exclude each other: set one of them")
-        if (self.username is None) != (self.password_env is None and self.password_file is None):
-            raise ValueError("username needs password_env or password_file, and they need username")
-        return self
-
-
-def _check_url(text: str) -> None:
-    try:
-        url = URL(text)
-        valid = url.scheme in {"http", "https"} and bool(url.host) and text.isascii()
-    except ValueError:
-        valid = False
-    else:
-        if valid and (url.user is not None or url.password is not None):
-            raise ValueError("url holds a user or a password: use username with password_env or password_file")
-        valid = valid and not url.query_string and not url.fragment
-    if not valid:
-        raise ValueError('url must look like "https://registry.example.com", with no query')
-
-
-# What is known of each public registry: where it really is, what else it is called, and who issues its tokens.
-KNOWN: Mapping[str, Mapping[str, Any]] = {
-    "docker.io": {
-        "url": "https://registry-1.docker.io",
-        "aliases": ["index.docker.io", "registry-1.docker.io"],
-        "realm_hosts": ["auth.docker.io"],
-    },
-    "ghcr.io": {"url": "https://ghcr.io"},
-    "quay.io": {"url": "https://quay.io"},
-    "gcr.io": {"url": "https://gcr.io"},
-    "registry.k8s.io": {"url": "https://registry.k8s.io"},
-    "mcr.microsoft.com": {"url": "https://mcr.microsoft.com"},
-    "public.ecr.aws": {"url": "https://public.ecr.aws"},
-    "registry.gitlab.com": {"url": "https://registry.gitlab.com", "realm_hosts": ["gitlab.com"]},
-    "nvcr.io": {"url": "https://nvcr.io", "realm_hosts": ["authn.nvidia.com"]},
-}
-
-
-_SECTIONS: Mapping[str, type[_Section]] = {"server": Server, "admin": Admin, "store": Store, "log": Log}
-
-
-class Config(_Section):
+class Config(Section):
     """Everything that can be configured, validated."""
 
     server: Server = Field(default_factory=Server)
@@ -270,7 +71,7 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Config:
     """
     tables = _read(path)
     _overlay(tables, environ)
-    entries = tables.get("upstream", [{"registry": registry} for registry in KNOWN])
+    entries = tables.get("upstream", [{"registry": registry} for registry in PUBLIC])
     if isinstance(entries, list):
         tables["upstream"] = [_completed(entry) for entry in entries]
     try:
@@ -317,8 +118,10 @@ def _completed(entry: Any) -> Any:
     if not isinstance(entry, dict):
         return entry
     registry = entry.get("registry")
-    known = KNOWN.get(registry.lower(), {}) if isinstance(registry, str) else {}
-    return {**known, **entry}
+    defaults = dict(known(registry.lower())) if isinstance(registry, str) else {}
+    if "username" in entry:
+        defaults.pop("account", None)
+    return {**defaults, **entry}
 
 
 def _explain(problem: Any) -> str:
@@ -345,42 +148,62 @@ def _explain(problem: Any) -> str:
 
 
 def _nearest(location: Sequence[Any]) -> str:
-    sections: Mapping[str, type[_Section]] = {**_SECTIONS, "upstream": Upstream}
+    sections: Mapping[str, type[Section]] = {**_SECTIONS, "upstream": Upstream}
     model = Config if len(location) == 1 else sections.get(str(location[0]), Config)
-    keys = [key for key in model.model_fields if key != "password"]
+    if "account" in location[:-1]:
+        model = Account
+    keys = [key for key, field in model.model_fields.items() if not field.exclude]
     near = difflib.get_close_matches(str(location[-1]), keys, n=1)
     return f"; did you mean {near[0]!r}?" if near else f"; the keys here are {', '.join(keys)}"
 
 
 def _with_passwords(config: Config, environ: Mapping[str, str]) -> Config:
+    """Look up every secret that the configuration points at. Raises ConfigError with every one that is not there."""
     problems: list[str] = []
+
+    def found(table: Upstream | Account, key: str, place: str) -> SecretStr | None:
+        try:
+            return _secret(getattr(table, f"{key}_env"), getattr(table, f"{key}_file"), key, environ)
+        except ValueError as error:
+            problems.append(f"{place}.{error}")
+            return None
+
     upstreams = []
     for index, upstream in enumerate(config.upstream):
-        try:
-            password = _password(upstream, environ)
-        except ValueError as error:
-            problems.append(f"upstream[{index}].{error}")
-        else:
-            upstreams.append(upstream.model_copy(update={"password": password}))
+        place = f"upstream[{index}]"
+        accounts = tuple(
+            account.model_copy(update={"password": found(account, "password", f"{place}.account[{number}]")})
+            for number, account in enumerate(upstream.account)
+        )
+        secrets = {key: found(upstream, key, place) for key in ("password", "proxy_password")}
+        upstreams.append(upstream.model_copy(update={"account": accounts, **secrets}))
     if problems:
         raise ConfigError(problems)
     return config.model_copy(update={"upstream": tuple(upstreams)})
 
 
-def _password(upstream: Upstream, environ: Mapping[str, str]) -> SecretStr | None:
-    if upstream.password_env is not None:
-        value = environ.get(upstream.password_env)
+def _secret(variable: str | None, file: Path | None, key: str, environ: Mapping[str, str]) -> SecretStr | None:
+    if variable is not None:
+        value = environ.get(variable)
         if not value:
-            raise ValueError(f"password_env: the environment has no {upstream.password_env}, or it is empty")
+            raise ValueError(f"{key}_env: the environment has no {variable}, or it is empty")
         return SecretStr(value)
-    if upstream.password_file is not None:
-        try:
-            value = upstream.password_file.read_text(encoding="utf-8").strip()
-        except OSError as error:
-            raise ValueError(f"password_file: {upstream.password_file} cannot be read ({error.strerror})") from None
-        except UnicodeDecodeError:
-            raise ValueError(f"password_file: {upstream.password_file} is no text: write the password alone") from None
-        if not value:
-            raise ValueError(f"password_file: {upstream.password_file} is empty")
-        return SecretStr(value)
-    return None
+    if file is None:
+        return None
+    try:
+        return SecretStr(read_secret(file))
+    except ValueError as error:
+        raise ValueError(f"{key}_file: {error}") from None
+
+
+def read_secret(file: Path) -> str:
+    """The secret that a file holds, without the white space around it. Raises ValueError with what is wrong."""
+    try:
+        value = file.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{file} is no text: write the password alone") from None
+    if not value:
+        raise ValueError(f"{file} is empty")
+    return value

@@ -20,10 +20,12 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from proxy.app import bind, build, listening
-from proxy.config import Config, Listen, Server, Store, Upstream
+from proxy.config import Config
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import OCI_MANIFEST
+from proxy.sections import Server, Store, Upstream
 from proxy.telemetry import Metrics, quiet
+from proxy.values import Listen
 
 REPOSITORY = "demo/image"
 CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"

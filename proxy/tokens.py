@@ -15,12 +15,12 @@ from urllib.parse import urlencode
 from cachetools import LRUCache
 from yarl import URL
 
-from proxy.config import Upstream
 from proxy.egress import Egress, read_limited
 from proxy.oci.challenge import Challenge
 from proxy.oci.errors import OciError, Problem
 from proxy.oci.reference import Repository
 from proxy.oci.retry import retry_after
+from proxy.sections import Upstream
 from proxy.single_flight import SingleFlight
 
 MAX_ANSWER = 256 * 1024  # bytes of a token endpoint's answer

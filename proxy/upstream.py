@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 import aiohttp
 from yarl import URL
 
-from proxy import config
+from proxy import sections
 from proxy.blob_stream import BlobStream
 from proxy.egress import Egress, read_limited
 from proxy.oci import challenge
@@ -69,7 +69,7 @@ class Ask:
 class Upstream:
     """One registry, under the name clients use for it. Every method raises OciError, and nothing else."""
 
-    def __init__(self, settings: config.Upstream, metrics: Metrics) -> None:
+    def __init__(self, settings: sections.Upstream, metrics: Metrics) -> None:
         self.registry = settings.registry
         self.tag_ttl = settings.tag_ttl
         self.egress = Egress(settings.base, settings.private_networks)

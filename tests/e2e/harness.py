@@ -17,8 +17,9 @@ import aiohttp
 from prometheus_client import CollectorRegistry
 
 from proxy.app import App, bind, build, listening
-from proxy.config import Config, Listen, load
+from proxy.config import Config, load
 from proxy.telemetry import Metrics, make_logger
+from proxy.values import Listen
 
 from .raw_client import RawAnswer, ask
 

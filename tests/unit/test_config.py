@@ -13,7 +13,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from yarl import URL
 
-from proxy.config import KNOWN, Config, ConfigError, Listen, Server, Store, Upstream, load
+from proxy.config import Config, ConfigError, load
+from proxy.registries import PUBLIC, ecr_region
+from proxy.sections import Account, Server, Store, Upstream
+from proxy.values import Listen
 
 SECRET = "hunter2-do-not-tell"
 ONE = '[[upstream]]\nregistry = "ghcr.io"\n'
@@ -51,6 +54,43 @@ tag_ttl = "500ms"
 realm_hosts = ["auth.example"]
 private_networks = ["10.0.0.0/8", "fd00::/8", "192.0.2.7"]
 stall_timeout = "1h"
+longest_tag_ttl = "2h"
+rate_reserve = 0.25
+proxy = "http://proxy.example:3128"
+proxy_username = "gate"
+proxy_password_env = "GATE"
+ca_file = "/tls/ca.pem"
+client_certificate = "/tls/client.crt"
+client_key = "/tls/client.key"
+insecure = true
+max_requests = 16
+connections_per_blob = 8
+prefetch = ["library/*", "acme/app"]
+"""
+ACCOUNTS = """
+[[upstream]]
+registry = "docker.io"
+[[upstream.account]]
+name = "farm"
+username = "one"
+password_env = "OWN_TOKEN"
+repositories = ["acme/*"]
+[[upstream.account]]
+docker_config = "/docker/config.json"
+[[upstream.account]]
+provider = "ecr"
+region = "eu-west-1"
+profile = "build"
+role_arn = "arn:aws:iam::123456789012:role/pull"
+endpoint_url = "http://127.0.0.1:9000"
+[[upstream.account]]
+provider = "google"
+key_file = "/google/key.json"
+[[upstream.account]]
+provider = "acr"
+tenant = "example"
+[[upstream.account]]
+anonymous = true
 """
 
 
@@ -97,7 +137,7 @@ def test_the_defaults_are_what_the_design_says(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_every_key_can_be_set(tmp_path: Path) -> None:
-    config = loaded(tmp_path, EVERY_KEY, {"OWN_TOKEN": SECRET})
+    config = loaded(tmp_path, EVERY_KEY, {"OWN_TOKEN": SECRET, "GATE": "opens"})
     server, (upstream,) = config.server, config.upstream
     assert (str(server.listen), server.workers, server.lb_delay) == ("0.0.0.0:8443", 4, 1)
     assert (server.drain_timeout, server.client_stall_timeout) == (150, 60)
@@ -115,13 +155,77 @@ def test_every_key_can_be_set(tmp_path: Path) -> None:
     assert upstream.username == "someone"
     assert upstream.password is not None
     assert upstream.password.get_secret_value() == SECRET
+    assert (upstream.longest_tag_ttl, upstream.rate_reserve) == (7200, 0.25)
+    assert (upstream.proxy, upstream.proxy_username) == ("http://proxy.example:3128", "gate")
+    assert upstream.proxy_password is not None
+    assert upstream.proxy_password.get_secret_value() == "opens"
+    assert (upstream.ca_file, upstream.insecure) == (Path("/tls/ca.pem"), True)
+    assert (upstream.client_certificate, upstream.client_key) == (Path("/tls/client.crt"), Path("/tls/client.key"))
+    assert (upstream.max_requests, upstream.connections_per_blob) == (16, 8)
+    assert upstream.prefetch == ("library/*", "acme/app")
+
+
+def test_accounts_keep_their_order_and_have_a_name_each(tmp_path: Path) -> None:
+    (upstream,) = loaded(tmp_path, ACCOUNTS, {"OWN_TOKEN": SECRET}).upstream
+    labels = [account.label for account in upstream.accounts]
+    assert labels == ["farm", "docker_config", "ecr", "google", "acr", "anonymous"]
+    farm, docker, ecr, google, acr, _ = upstream.accounts
+    assert farm.password is not None
+    assert farm.password.get_secret_value() == SECRET
+    assert farm.repositories == ("acme/*",)
+    assert docker.docker_config == Path("/docker/config.json")
+    assert (ecr.region, ecr.profile, ecr.endpoint_url) == ("eu-west-1", "build", "http://127.0.0.1:9000")
+    assert ecr.role_arn == "arn:aws:iam::123456789012:role/pull"
+    assert (google.key_file, acr.tenant) == (Path("/google/key.json"), "example")
+    assert SECRET not in repr(upstream)
+
+
+def test_a_username_is_an_account_in_short(tmp_path: Path) -> None:
+    (upstream,) = loaded(tmp_path, EVERY_KEY, {"OWN_TOKEN": SECRET, "GATE": "opens"}).upstream
+    (account,) = upstream.accounts
+    assert (account.label, account.username, account.password) == ("someone", "someone", upstream.password)
+
+
+def test_without_an_account_an_upstream_is_asked_anonymously(tmp_path: Path) -> None:
+    (upstream,) = loaded(tmp_path, ONE).upstream
+    assert [account.anonymous for account in upstream.accounts] == [True]
+
+
+@pytest.mark.parametrize(
+    ("registry", "region"),
+    [
+        ("123456789012.dkr.ecr.eu-west-1.amazonaws.com", "eu-west-1"),
+        ("123456789012.dkr.ecr-fips.us-east-1.amazonaws.com", "us-east-1"),
+        ("123456789012.dkr.ecr.cn-north-1.amazonaws.com.cn", "cn-north-1"),
+        ("123456789012.dkr-ecr.eu-central-1.on.aws", "eu-central-1"),
+    ],
+)
+def test_a_private_ecr_registry_is_known_by_its_name(tmp_path: Path, registry: str, region: str) -> None:
+    (upstream,) = loaded(tmp_path, f'[[upstream]]\nregistry = "{registry}"').upstream
+    assert (upstream.url, upstream.accounts[0].provider) == (f"https://{registry}", "ecr")
+    assert ecr_region(registry) == region
+
+
+@pytest.mark.parametrize("registry", ["acme.azurecr.io", "europe-docker.pkg.dev", "eu.gcr.io"])
+def test_the_clouds_registries_are_where_their_name_says(tmp_path: Path, registry: str) -> None:
+    (upstream,) = loaded(tmp_path, f'[[upstream]]\nregistry = "{registry}"').upstream
+    assert (upstream.url, upstream.accounts[0].label) == (f"https://{registry}", "anonymous")
+
+
+@pytest.mark.parametrize("registry", ["dkr.ecr.eu-west-1.amazonaws.com", "1.dkr.ecr.x.amazonaws.com.evil.example"])
+def test_a_name_that_only_looks_like_ecr_is_not_known(tmp_path: Path, registry: str) -> None:
+    (problem,) = problems(tmp_path, f'[[upstream]]\nregistry = "{registry}"')
+    assert problem == "upstream[0].url: is required"
+    assert ecr_region(registry) is None
 
 
 def test_every_key_that_exists_is_in_the_test_above() -> None:
     sections = {name: field.annotation for name, field in Config.model_fields.items() if name != "upstream"}
-    keys = {key for section in sections.values() for key in section.model_fields} | set(Upstream.model_fields)  # type: ignore[union-attr]
-    unset = {key for key in keys if f"{key} = " not in EVERY_KEY}
-    assert unset == {"password", "password_file"}, "new keys want a test"
+    keys = {key for section in sections.values() for key in section.model_fields}  # type: ignore[union-attr]
+    for model in (Upstream, Account):
+        keys |= {key for key, field in model.model_fields.items() if not field.exclude}
+    unset = {key for key in keys if f"{key} = " not in EVERY_KEY + ACCOUNTS}
+    assert unset == {"password_file", "proxy_password_file", "account"}, "new keys want a test"
 
 
 def test_a_configuration_cannot_be_changed_later(tmp_path: Path) -> None:
@@ -193,6 +297,28 @@ def test_a_configuration_cannot_be_changed_later(tmp_path: Path) -> None:
         (ONE + 'password_env = "A"', ["upstream[0]", "they need username"]),
         (ONE + 'username = "me"\npassword_env = "A"\npassword_file = "b"', ["upstream[0]", "set one of them"]),
         (ONE + 'username = "me"\npassword_file = ""', ["upstream[0].password_file", "is empty"]),
+        (ONE + "[[upstream.account]]", ["upstream[0].account[0]", "needs one of username"]),
+        (ONE + '[[upstream.account]]\nanonymous = true\nprovider = "ecr"', ["upstream[0].account[0]", "needs one of"]),
+        (ONE + '[[upstream.account]]\nanonymous = true\nregion = "x"', ["upstream[0].account[0]", 'provider = "ecr"']),
+        (ONE + '[[upstream.account]]\nprovider = "gcp"', ["upstream[0].account[0].provider", "'google'"]),
+        (ONE + 2 * "[[upstream.account]]\nanonymous = true\n", ["upstream[0]", "two are called 'anonymous'"]),
+        (ONE + '[[upstream.account]]\nname = "a b"\nanonymous = true', ["upstream[0].account[0].name", "is no name"]),
+        (
+            ONE + '[[upstream.account]]\nanonymous = true\nrepositories = ["A"]',
+            ["upstream[0].account[0].repositories[0]", "library/*"],
+        ),
+        (
+            ONE + 'username = "me"\npassword_env = "A"\n[[upstream.account]]\nanonymous = true',
+            ["upstream[0]", "exclude each other"],
+        ),
+        (ONE + 'client_key = "a"', ["upstream[0]", "client_certificate and client_key belong together"]),
+        (ONE + 'proxy = "socks5://a:1"', ["upstream[0].proxy", "http://proxy.example:3128"]),
+        (ONE + 'proxy = "http://me:secret@a:1"', ["upstream[0].proxy", "proxy_username"]),
+        (ONE + 'proxy_username = "me"', ["upstream[0]", "proxy_password_env or proxy_password_file"]),
+        (ONE + "max_requests = 1", ["upstream[0].max_requests", "greater than or equal to 2"]),
+        (ONE + "connections_per_blob = 17", ["upstream[0].connections_per_blob", "less than or equal to 16"]),
+        (ONE + "rate_reserve = 1.5", ["upstream[0].rate_reserve", "less than or equal to 1"]),
+        (ONE + 'prefetch = "some"', ["upstream[0].prefetch", '"off", "on"']),
     ],
 )
 def test_what_is_wrong_is_refused_with_the_key_and_the_remedy(tmp_path: Path, text: str, said: list[str]) -> None:
@@ -423,11 +549,11 @@ class TestPasswords:
 class TestUpstreams:
     """Known registries need only a name; a name leads to one upstream."""
 
-    @pytest.mark.parametrize("registry", KNOWN)
+    @pytest.mark.parametrize("registry", PUBLIC)
     def test_a_known_registry_needs_only_its_name(self, tmp_path: Path, registry: str) -> None:
         (upstream,) = loaded(tmp_path, f'[[upstream]]\nregistry = "{registry}"').upstream
-        assert upstream.url == KNOWN[registry]["url"]
-        assert upstream.realm_hosts == tuple(KNOWN[registry].get("realm_hosts", ()))
+        assert upstream.url == PUBLIC[registry]["url"]
+        assert upstream.realm_hosts == tuple(PUBLIC[registry].get("realm_hosts", ()))
 
     def test_what_is_said_of_a_known_registry_goes_before_what_is_known(self, tmp_path: Path) -> None:
         text = '[[upstream]]\nregistry = "Docker.IO"\nurl = "http://127.0.0.1:1"\nrealm_hosts = []'

@@ -1,0 +1,210 @@
+"""The sections of the configuration, each a frozen value that cannot be impossible."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from platformdirs import user_cache_path
+from pydantic import Field, SecretStr, model_validator
+from yarl import URL
+
+from proxy.values import (
+    Address,
+    Bytes,
+    File,
+    Host,
+    Hosts,
+    Label,
+    Listen,
+    Networks,
+    Patterns,
+    Prefetch,
+    ProxyUrl,
+    Seconds,
+    Section,
+)
+
+# Which keys of an account mean something to which provider only.
+PROVIDER_KEYS: Mapping[str, tuple[str, ...]] = {
+    "ecr": ("region", "profile", "role_arn", "endpoint_url"),
+    "google": ("key_file",),
+    "acr": ("tenant",),
+}
+
+
+class Server(Section):
+    """The registry's own listener."""
+
+    listen: Address = Listen(host="127.0.0.1", port=5000)
+    workers: int = Field(default=1, ge=1, le=64)
+    lb_delay: Seconds = 5.0
+    drain_timeout: Seconds = 300.0
+    client_stall_timeout: Annotated[Seconds, Field(gt=0)] = 120.0
+    tls_certificate: File | None = None
+    tls_key: File | None = None
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key belong together: set both, or neither for plain HTTP")
+        return self
+
+
+class Admin(Section):
+    """The operator's listener: metrics; never on the registry port."""
+
+    listen: Address = Listen(host="127.0.0.1", port=5001)
+
+
+class Store(Section):
+    """Where the cache is, and how large it may grow (bytes; 0: no limit)."""
+
+    path: File = Field(default_factory=lambda: user_cache_path("entrepot"))
+    max_size: Bytes = 100 * 1024**3
+
+
+class Log(Section):
+    """How to log."""
+
+    format: Literal["auto", "console", "json"] = "auto"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+def _refuse_secret(table: Any) -> Any:
+    for key in ("password", "proxy_password"):
+        if isinstance(table, dict) and key in table and not isinstance(table[key], SecretStr):
+            raise ValueError(f"{key}: a secret does not belong in a configuration: use {key}_env or {key}_file")
+    return table
+
+
+def _check_password(username: str | None, env: str | None, file: Path | None, prefix: str = "") -> None:
+    either = f"{prefix}password_env or {prefix}password_file"
+    if env is not None and file is not None:
+        raise ValueError(f"{either.replace(' or ', ' and ')} exclude each other: set one of them")
+    if (username is None) != (env is None and file is None):
+        raise ValueError(f"{prefix}username needs {either}, and they need {prefix}username")
+
+
+def _check_url(text: str) -> None:
+    try:
+        url = URL(text)
+        valid = url.scheme in {"http", "https"} and bool(url.host) and text.isascii()
+    except ValueError:
+        valid = False
+    else:
+        if valid and (url.user is not None or url.password is not None):
+            raise ValueError("url holds a user or a password: use username with password_env or password_file")
+        valid = valid and not url.query_string and not url.fragment
+    if not valid:
+        raise ValueError('url must look like "https://registry.example.com", with no query')
+
+
+class Account(Section):
+    """One way to be known to an upstream; what it is known by is read by `proxy.credentials`."""
+
+    name: Label | None = None
+    username: str | None = None
+    password_env: str | None = None
+    password_file: File | None = None
+    docker_config: File | None = None
+    provider: Literal["ecr", "google", "acr"] | None = None
+    anonymous: bool = False
+    repositories: Patterns = ()
+    region: str | None = None
+    profile: str | None = None
+    role_arn: str | None = None
+    endpoint_url: str | None = None
+    key_file: File | None = None
+    tenant: str | None = None
+    password: SecretStr | None = Field(default=None, exclude=True, repr=False)
+
+    @property
+    def label(self) -> str:
+        """What logs and metrics call this account: never anything secret."""
+        kind = "docker_config" if self.docker_config else "anonymous"
+        return self.name or self.username or self.provider or kind
+
+    _no_secret = model_validator(mode="before")(_refuse_secret)
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        _check_password(self.username, self.password_env, self.password_file)
+        ways = [self.username is not None, self.docker_config is not None, self.provider is not None, self.anonymous]
+        if sum(ways) != 1:
+            raise ValueError(
+                "an account needs one of username (with password_env or password_file), docker_config, provider and "
+                "anonymous = true"
+            )
+        for provider, keys in PROVIDER_KEYS.items():
+            stray = [key for key in keys if getattr(self, key) is not None and self.provider != provider]
+            if stray:
+                raise ValueError(f'{stray[0]} goes with provider = "{provider}" only')
+        return self
+
+
+class Upstream(Section):
+    """One registry to pull from, under the name that clients use for it."""
+
+    registry: Host
+    url: str
+    aliases: Hosts = ()
+    hosts: Hosts = ()
+    default: bool = False
+    username: str | None = None
+    password_env: str | None = None
+    password_file: File | None = None
+    account: Annotated[tuple[Account, ...], Field(strict=False)] = ()
+    tag_ttl: Seconds = 60.0
+    longest_tag_ttl: Seconds = 3600.0
+    rate_reserve: float = Field(default=0.1, ge=0, le=1)
+    realm_hosts: Hosts = ()
+    private_networks: Networks = ()
+    proxy: ProxyUrl | None = None
+    proxy_username: str | None = None
+    proxy_password_env: str | None = None
+    proxy_password_file: File | None = None
+    ca_file: File | None = None
+    client_certificate: File | None = None
+    client_key: File | None = None
+    insecure: bool = False
+    max_requests: int = Field(default=64, ge=2, le=1024)
+    connections_per_blob: int = Field(default=4, ge=1, le=16)
+    prefetch: Prefetch = ()
+    stall_timeout: Annotated[Seconds, Field(gt=0)] = 60.0
+    password: SecretStr | None = Field(default=None, exclude=True, repr=False)
+    proxy_password: SecretStr | None = Field(default=None, exclude=True, repr=False)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name that `ns` or a path component may call this upstream by."""
+        return (self.registry, *self.aliases)
+
+    @property
+    def base(self) -> URL:
+        """The URL in front of /v2/, without a trailing slash."""
+        return URL(self.url.rstrip("/"))
+
+    @property
+    def accounts(self) -> tuple[Account, ...]:
+        """Whom to be known as, in order of preference; at least one, which may be anonymous."""
+        if self.username is not None:
+            keys = ("username", "password_env", "password_file", "password")
+            return (Account.model_construct(**{key: getattr(self, key) for key in keys}),)
+        return self.account or (Account(anonymous=True),)
+
+    _no_secret = model_validator(mode="before")(_refuse_secret)
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        _check_url(self.url)
+        _check_password(self.username, self.password_env, self.password_file)
+        if self.username is not None and self.account:
+            raise ValueError("username and account exclude each other: move the username into an account of its own")
+        labels = [account.label for account in self.account]
+        twice = next((label for label in labels if labels.count(label) > 1), None)
+        if twice is not None:
+            raise ValueError(f"account: two are called {twice!r}: give each a name of its own")
+        if (self.client_certificate is None) != (self.client_key is None):
+            raise ValueError("client_certificate and client_key belong together: set both, or neither")
+        _check_password(self.proxy_username, self.proxy_password_env, self.proxy_password_file, "proxy_")
+        return self

@@ -1,0 +1,143 @@
+"""What a configuration holds, as people write it: durations, sizes, hosts, networks, addresses, patterns."""
+
+import ipaddress
+import re
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from yarl import URL
+
+_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?(?:(\d+)ms)?")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) *([kKMGT]i?B|B)?")
+_UNITS = {"B": 1} | {
+    f"{letter}{suffix}": base**power
+    for power, letter in enumerate("KMGT", 1)
+    for suffix, base in (("B", 1000), ("iB", 1024))
+}
+_HOST = re.compile(r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?(?::\d{1,5})?|\[[0-9a-f:.]+\](?::\d{1,5})?")
+_PATTERN = re.compile(r"[a-z0-9._/*-]{1,255}")
+_LABEL = re.compile(r"[\w.@$+-]{1,64}", re.ASCII)
+
+
+def _seconds(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    match = _DURATION.fullmatch(value.strip())
+    if match is None or not any(match.groups()):
+        raise ValueError(f'{value!r} is no duration: write "500ms", "60s", "5m" or "1h30m"')
+    hours, minutes, seconds, milliseconds = (float(group or 0) for group in match.groups())
+    return hours * 3600 + minutes * 60 + seconds + milliseconds / 1000
+
+
+def _bytes(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    match = _SIZE.fullmatch(value.strip())
+    if match is None:
+        raise ValueError(f'{value!r} is no size: write "500 MiB", "100 GiB" or "2 TB"')
+    try:
+        return int(float(match[1]) * _UNITS[(match[2] or "B").replace("k", "K")])
+    except OverflowError:
+        raise ValueError(f"{value!r} is more than any disk holds") from None
+
+
+def _host(value: object) -> object:
+    if isinstance(value, str):
+        value = value.lower()
+        if "@" in value:  # whatever it is may be a secret: not repeated
+            raise ValueError('holds a "@": write the host alone, such as "ghcr.io"; a user is set by username')
+        if not _HOST.fullmatch(value):
+            raise ValueError(f'{value!r} is no registry host: write "ghcr.io" or "registry.example.com:5000"')
+    return value
+
+
+def _network(value: object) -> object:
+    try:
+        return ipaddress.ip_network(str(value))
+    except ValueError as error:
+        raise ValueError(f'{error}: write a network such as "10.0.0.0/8" or an address') from None
+
+
+def _path(value: object) -> object:
+    if value == "":
+        raise ValueError("is empty: give a path, or leave it out")
+    return value
+
+
+def _listen(value: object) -> object:
+    if isinstance(value, Listen):
+        return value
+    host, colon, port = str(value).rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ValueError(f'{value!r} is no address to listen on: write "127.0.0.1:5000", or "0.0.0.0:5000" for all')
+    return Listen(host=host, port=int(port))
+
+
+def _pattern(value: object) -> object:
+    if isinstance(value, str) and not _PATTERN.fullmatch(value):
+        raise ValueError(f'{value!r} is no pattern of repositories: write "library/*" or "acme/app"')
+    return value
+
+
+def _label(value: object) -> object:
+    if isinstance(value, str) and not _LABEL.fullmatch(value):
+        raise ValueError(f'{value!r} is no name: write up to 64 letters, digits and "._@$+-", such as "build-farm"')
+    return value
+
+
+def _proxy(value: object) -> object:
+    if not isinstance(value, str) or value == "none":
+        return value
+    try:
+        url = URL(value)
+        valid = url.scheme in {"http", "https"} and bool(url.host) and not url.query_string and url.path in {"", "/"}
+    except ValueError:
+        valid = False
+    else:
+        if valid and (url.user is not None or url.password is not None):
+            raise ValueError("holds a user or a password: use proxy_username with proxy_password_env or _file")
+    if not valid:
+        raise ValueError('must look like "http://proxy.example:3128", or be "none" for no proxy at all')
+    return value
+
+
+def _prefetch(value: object) -> object:
+    if value == "off" or value is False:
+        return ()
+    if value == "on" or value is True:
+        return ("*",)
+    if not isinstance(value, list | tuple):
+        raise ValueError('must be "off", "on" or a list of repositories such as ["library/*"]')  # noqa: TRY004  pydantic
+    return value
+
+
+class Section(BaseModel):
+    """A table of the configuration: frozen, and without a key that does not exist."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=True)
+
+
+class Listen(Section):
+    """An address to listen on; port 0 lets the system choose."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(ge=0, le=366 * 86400)]
+Bytes = Annotated[int, BeforeValidator(_bytes), Field(ge=0)]
+Host = Annotated[str, BeforeValidator(_host)]
+Address = Annotated[Listen, BeforeValidator(_listen)]
+Network = Annotated[ipaddress.IPv4Network | ipaddress.IPv6Network, BeforeValidator(_network)]
+File = Annotated[Path, BeforeValidator(_path), Field(strict=False)]
+Hosts = Annotated[tuple[Host, ...], Field(strict=False)]
+Networks = Annotated[tuple[Network, ...], Field(strict=False)]
+Label = Annotated[str, BeforeValidator(_label)]
+Patterns = Annotated[tuple[Annotated[str, BeforeValidator(_pattern)], ...], Field(strict=False)]
+ProxyUrl = Annotated[str, BeforeValidator(_proxy)]
+Prefetch = Annotated[Patterns, BeforeValidator(_prefetch)]
