@@ -12,7 +12,7 @@ import click
 import uvloop
 from rich.console import Console
 
-from proxy import __version__, check, config, demo
+from proxy import __version__, check, config, demo, trial
 from proxy.app import Signals, bind, serve
 from proxy.config import Config, ConfigError
 from proxy.files import UnsafeDirectory
@@ -20,6 +20,7 @@ from proxy.supervisor import Supervisor, watch_parent
 from proxy.telemetry import set_up_logging
 
 EXIT_CONFIG = 2
+EXIT_TRIAL = 1
 
 config_option = click.option(
     "--config", "path", type=click.Path(path_type=Path, dir_okay=False), envvar="ENTREPOT_CONFIG",
@@ -57,15 +58,24 @@ def serve_command(path: Path | None, worker_socket: int | None) -> None:
 
 @main.command("check")
 @config_option
-def check_command(path: Path | None) -> None:
+@click.option("--offline", is_flag=True, help="Ask no upstream whether it takes our credentials.")
+def check_command(path: Path | None, offline: bool) -> None:
     """Say what a configuration would do.
 
     It is read as serve would read it, environment and passwords included, and told upstream by upstream; nothing is
-    started, created or asked. Exit status 2 if serve would refuse it.
+    started or created. Each upstream that has an account, a proxy or certificates of its own is asked whether they are
+    right. Exit status 2 if serve would refuse the configuration, 1 if an upstream does not take it.
     """
-    settings = _load(path)
-    if not check.report(settings, Console(highlight=False)):
+    settings, console = _load(path), Console(highlight=False)
+    if not check.report(settings, console):
         sys.exit(EXIT_CONFIG)
+    if not offline:
+        _guarded(lambda: _try(settings, console))
+
+
+async def _try(settings: Config, console: Console) -> None:
+    if not check.tell(await trial.problems(settings.upstream), console):
+        sys.exit(EXIT_TRIAL)
 
 
 @main.command("demo")

@@ -17,7 +17,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from cachetools import LRUCache
 from prometheus_client import CollectorRegistry
 
-from proxy import files
+from proxy import files, trust
 from proxy.admin import Admin
 from proxy.blobs import Blobs
 from proxy.certificates import Certificate
@@ -28,8 +28,11 @@ from proxy.handlers import Handlers
 from proxy.listings import Listings
 from proxy.manifests import Manifests
 from proxy.permissions import Permissions, Sizes
+from proxy.prefetch import Prefetch
 from proxy.routing import Routes
+from proxy.stores.base import LimitStore
 from proxy.stores.disk import DiskBlobs, DiskRepositories, open_tree, spool_key
+from proxy.stores.limits import DiskLimits
 from proxy.telemetry import Logger, Metrics
 from proxy.upstream import Upstream
 from proxy.values import Listen
@@ -51,6 +54,7 @@ class App:
     handlers: Handlers
     blobs: Blobs
     metrics: Metrics
+    limits: LimitStore
     housekeeping: "Housekeeping"
 
 
@@ -69,8 +73,9 @@ async def build(config: Config, log: Logger, metrics: Metrics) -> AsyncIterator[
         await files.hop(space.open)
         stack.push_async_callback(space.aclose)
         stack.push_async_callback(store.record_uses)
+        limits = DiskLimits(tree)
         upstreams = {
-            settings.registry: await stack.enter_async_context(Upstream(settings, metrics))
+            settings.registry: await stack.enter_async_context(Upstream(settings, limits, metrics, log))
             for settings in config.upstream
         }
         sizes: Sizes = LRUCache(SIZES_IN_MEMORY)
@@ -80,6 +85,9 @@ async def build(config: Config, log: Logger, metrics: Metrics) -> AsyncIterator[
         stack.push_async_callback(permissions.aclose)
         blobs = Blobs(upstreams, Means(tree, store, space, log, spool_key), permissions, metrics)
         stack.push_async_callback(blobs.aclose)
+        prefetch = Prefetch({one.registry: one.prefetch for one in config.upstream}, blobs, log)
+        stack.push_async_callback(prefetch.aclose)
+        manifests.came = prefetch.came
         handlers = Handlers(
             _routes(config),
             manifests,
@@ -89,7 +97,8 @@ async def build(config: Config, log: Logger, metrics: Metrics) -> AsyncIterator[
             log=log,
             client_stall_timeout=config.server.client_stall_timeout,
         )
-        yield App(handlers, blobs, metrics, housekeeping)
+        housekeeping.upstreams = tuple(upstreams.values())
+        yield App(handlers, blobs, metrics, limits, housekeeping)
 
 
 def _routes(config: Config) -> Routes:
@@ -116,6 +125,7 @@ class Housekeeping:
         self._metrics = metrics
         self._log = log
         self._limit = 0
+        self.upstreams: tuple[Upstream, ...] = ()
 
     async def run(self, certificate: Certificate | None = None) -> None:
         """Go round until cancelled; what fails is logged, and tried again the next time."""
@@ -136,6 +146,8 @@ class Housekeeping:
     async def _round(self, certificate: Certificate | None) -> None:
         await self._store.record_uses()
         self._metrics.cache_bytes.set(await self._space.refresh())
+        for upstream in self.upstreams:
+            await upstream.tick()
         count = await files.count_descriptors()
         self._metrics.descriptors.set(count)
         if count > SCARCE * self._limit:
@@ -225,7 +237,7 @@ async def serve(
     async with contextlib.AsyncExitStack() as stack:
         app = await stack.enter_async_context(build(config, log, Metrics(registry)))
         if admin is not None:
-            await stack.enter_async_context(listening(Admin(registry), admin))
+            await stack.enter_async_context(listening(Admin(registry, app.limits), admin))
         context = None if certificate is None else certificate.context
         site = await stack.enter_async_context(listening(app.handlers, sock, context))
         housekeeping = asyncio.create_task(app.housekeeping.run(certificate))
@@ -239,6 +251,8 @@ async def serve(
 async def rehearse(config: Config) -> None:
     """Raise what `serve` would raise: a supervisor says it once, and not a worker a second for ever."""
     _certificate(config)
+    if found := await files.hop(trust.problems, config):
+        raise ConfigError(found)
     (await files.hop(open_tree, config.store.path)).close()
 
 
@@ -253,6 +267,11 @@ def _announce(config: Config, log: Logger, sock: socket.socket, admin: socket.so
     for upstream in config.upstream:
         if upstream.url.startswith("http://"):
             log.warning("upstream without TLS", upstream=upstream.registry, url=upstream.url)
+        if upstream.insecure:
+            log.warning(
+                "upstream not verified", upstream=upstream.registry, url=upstream.url,
+                remedy="set ca_file instead of insecure = true",
+            )  # fmt: skip
     log.info(
         "serving",
         listen=address(sock),

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from functools import partial
 from typing import Protocol
@@ -25,7 +26,7 @@ from proxy.upstream import Upstream
 CHUNK = 256 * 1024  # bytes read and sent at a time
 NEAR = 8 * 1024 * 1024  # bytes ahead of the watermark that are worth waiting for
 TRIES = 3  # of a direct stream that breaks off without a byte in between
-MAX_FILLS = 128  # downloads at once ...
+MAX_FILLS = 128  # downloads at once from one upstream ...
 MAX_WAITING = 4096  # ... and with those that wait for their turn
 
 
@@ -200,7 +201,10 @@ class Blobs:
         self._permissions = permissions
         self._metrics = metrics
         self._fills: dict[tuple[str, Digest], Fill] = {}  # one upstream's trouble is not to be another's
-        self._slots = asyncio.Semaphore(MAX_FILLS)
+        self._slots: Mapping[str, asyncio.Semaphore] = {
+            registry: asyncio.Semaphore(MAX_FILLS) for registry in upstreams
+        }
+        self._waiting: Counter[str] = Counter()  # of each upstream, with those that have their turn
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def head(self, repository: Repository, digest: Digest) -> int | None:
@@ -257,7 +261,7 @@ class Blobs:
         fill = self._fills.get((upstream.registry, digest))
         if fill is not None:
             return fill, Outcome.JOIN
-        if len(self._fills) >= MAX_WAITING:
+        if self._waiting[upstream.registry] >= MAX_WAITING:
             raise OciError(Problem.OVERLOADED, "too many downloads at once", retry_after=5)
         fill = Fill(
             repository,
@@ -267,6 +271,7 @@ class Blobs:
             self._permissions,
         )
         self._fills[upstream.registry, digest] = fill
+        self._waiting[upstream.registry] += 1
         task = asyncio.create_task(self._run(fill))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -276,12 +281,13 @@ class Blobs:
         """See a fill through: it leaves the table first, then its readers are told."""
         result = Result(End.FAILED, OciError(Problem.OVERLOADED, "the cache is shutting down", retry_after=1))
         try:
-            async with self._slots:
+            async with self._slots[fill.repository.registry]:
                 with self._metrics.fills_active.track_inprogress():
                     result = await fill.run()
         finally:
             self._metrics.fills.labels(fill.repository.registry, result.end.name.lower()).inc()
             del self._fills[fill.repository.registry, fill.digest]
+            self._waiting[fill.repository.registry] -= 1
             if result.end is End.VERIFIED:
                 self._means.blobs.used(fill.digest)
             fill.spool.finish(result.end, result.error, result.hasher)

@@ -8,10 +8,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from proxy import files
+from proxy import files, trust
 from proxy.certificates import Certificate
 from proxy.config import Config, ConfigError
-from proxy.sections import Upstream
+from proxy.sections import Account, Upstream
 
 GIB = 1024**3
 FORMS = "/v2/{name}/IMAGE or ?ns={name}"
@@ -19,16 +19,22 @@ FORMS = "/v2/{name}/IMAGE or ?ns={name}"
 
 def report(config: Config, console: Console) -> bool:
     """Print what would happen; False if something would keep `serve` from starting."""
-    problems = [*_store(config, console), *_listeners(config, console)]
+    problems = [*_store(config, console), *_listeners(config, console), *trust.problems(config)]
     for upstream in config.upstream:
         console.print()
         _paragraph(console, _title(config, upstream), _sentences(upstream))
     console.print()
     if config.default_upstream is None:
         console.print("A name without a registry is refused: no upstream is marked default = true.")
+    tell(problems, console)
+    console.print(Text("would not start", style="red") if problems else Text("would start", style="green"))
+    return not problems
+
+
+def tell(problems: list[str], console: Console) -> bool:
+    """Print what upstreams said to a try; False if there is something to mend."""
     for problem in problems:
         console.print(Text(f"entrepot: {problem}", style="red"), soft_wrap=True)
-    console.print(Text("would not start", style="red") if problems else Text("would start", style="green"))
     return not problems
 
 
@@ -107,14 +113,9 @@ def _sentences(upstream: Upstream) -> list[str]:
     said = [f"Clients ask for {FORMS.format(name=upstream.registry)}{hosts}."]
     if upstream.aliases:
         said.append(f"It is also called {' and '.join(upstream.aliases)}.")
-    if upstream.username is None:
-        said.append("Pulled anonymously: public images only.")
-    else:
-        where = f"${upstream.password_env}" if upstream.password_env else str(upstream.password_file)
-        said.append(
-            f"Pulled as {upstream.username} with the password from {where}: whoever reaches this cache can pull "
-            "what that user may read."
-        )
+    said.extend(_account(account) for account in upstream.accounts)
+    if any(not account.anonymous for account in upstream.accounts):
+        said.append("Whoever reaches this cache can pull what these accounts may read.")
     realms = dict.fromkeys([str(upstream.base.host), *upstream.realm_hosts])
     said.append(f"Tokens may come from {' or '.join(realms)}.")
     said.append(f"Upstream is asked again for a tag after {upstream.tag_ttl:g} s.")
@@ -122,4 +123,20 @@ def _sentences(upstream: Upstream) -> list[str]:
         said.append(f"Redirects and tokens may lead to {', '.join(map(str, upstream.private_networks))}.")
     if upstream.url.startswith("http://"):
         said.append("No TLS: bytes are verified, but tags and passwords travel in the clear.")
+    if upstream.insecure:
+        said.append("Its certificate is not verified: whoever is in between can read passwords and move tags.")
     return said
+
+
+def _account(account: Account) -> str:
+    """Whom an upstream is asked as, and where the secret comes from."""
+    what = f" for {', '.join(account.repositories)}" if account.repositories else ""
+    if account.anonymous:
+        return f"Pulled anonymously{what}: public images only."
+    if account.docker_config is not None:
+        return f"Pulled{what} with the login in {account.docker_config}, or the helper named there."
+    if account.provider is not None:
+        of = {"ecr": "the AWS credential chain", "google": "Google's credentials", "acr": "Azure's credentials"}
+        return f"Pulled as {account.label}{what} with a login from {account.key_file or of[account.provider]}."
+    where = f"${account.password_env}" if account.password_env else str(account.password_file)
+    return f"Pulled as {account.username}{what} with the password from {where}."

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, SecretStr, ValidationError, model_validator
 
+from proxy.proxies import from_environment
 from proxy.registries import PUBLIC, known
 from proxy.sections import Account, Admin, Log, Server, Store, Upstream
 from proxy.values import Section
@@ -67,7 +68,8 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Config:
     """Read the file, where there is one, lay the environment over it, and check everything.
 
     `ENTREPOT_SERVER_LISTEN=0.0.0.0:5000` sets `server.listen`; so for every key of [server], [admin], [store] and
-    [log]. Raises ConfigError with every problem found.
+    [log]. HTTPS_PROXY and its like count for the upstreams that name no proxy. Raises ConfigError with every problem
+    found.
     """
     tables = _read(path)
     _overlay(tables, environ)
@@ -78,7 +80,24 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Config:
         config = Config.model_validate(tables)
     except ValidationError as error:
         raise ConfigError([_explain(problem) for problem in error.errors()]) from None
-    return _with_passwords(config, environ)
+    return _with_passwords(_with_proxies(config, environ), environ)
+
+
+def _with_proxies(config: Config, environ: Mapping[str, str]) -> Config:
+    """Tell the upstreams that name no proxy of those in the environment. Raises ConfigError if they need one."""
+    if all(upstream.proxy is not None for upstream in config.upstream):
+        return config
+    try:
+        proxies = from_environment(environ)
+    except ValueError as error:
+        raise ConfigError([str(error)]) from None
+    return config.model_copy(
+        update={
+            "upstream": tuple(
+                upstream.model_copy(update={"environment_proxies": proxies}) for upstream in config.upstream
+            )
+        }
+    )
 
 
 def _read(path: Path | None) -> dict[str, Any]:

@@ -1,29 +1,26 @@
-"""Where connections may go: one upstream's sessions, the address guard, redirects followed by hand."""
+"""Where connections may go: one upstream's requests, their proxy and TLS, redirects followed by hand."""
 
 import contextlib
-import ipaddress
-import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 from urllib.parse import urljoin
 
 import aiohttp
+from aiohttp.abc import AbstractResolver
 from yarl import URL
 
-from proxy import __version__, files
-from proxy.oci.address import Network, is_permitted
+from proxy import __version__, failures, sections
 from proxy.oci.errors import OciError, Problem
+from proxy.oci.hostname import may_be_asked_for
+from proxy.pauses import Pauses
+from proxy.sessions import Sending, Sessions
+from proxy.telemetry import Logger
+from proxy.trust import Context, Trust
 
 USER_AGENT = f"entrepot/{__version__}"
 MAX_REDIRECTS = 5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_CONNECT_TIMEOUT = 10.0  # seconds; the caller's deadline covers the rest
-_MAX_FIELD = 32 * 1024  # bytes: presigned URLs with session tokens are long
-
-
-class ForbiddenAddress(OSError):
-    """A redirect or a token realm led to an address that is neither public nor configured."""
 
 
 class Egress:
@@ -31,24 +28,36 @@ class Egress:
 
     Its own origin (scheme, host and port of the configured URL) may be anywhere; every other origin is reached through
     a guard that looks at the address itself when the socket is made, so that names, literals and rebinding are alike.
+    Where a proxy makes the connection, it is the name that is looked at.
     Requests whose answer no digest can vouch for (tags, tokens) get a connection of their own: an answer that somebody
     left on a pooled connection must not become theirs.
     """
 
-    def __init__(self, base: URL, private_networks: Iterable[Network] = ()) -> None:
-        self.base = base
-        self.origin = base.origin()
-        self._private_networks = tuple(private_networks)
-        self._sessions: dict[tuple[bool, bool], aiohttp.ClientSession] = {}
+    def __init__(self, settings: sections.Upstream, *, resolver: AbstractResolver | None = None) -> None:
+        """`resolver`: who looks up the names of direct connections, if not the system."""
+        self.base = settings.base
+        self.origin = settings.base.origin()
+        self._realm_hosts = settings.realm_hosts
+        self._private_networks = settings.private_networks
+        self._proxies = settings.proxies
+        self._trust = Trust(settings)
+        self._pauses = Pauses()
+        self._sessions = Sessions(settings.private_networks, lambda: self._trust.contexts.proxy, resolver)
 
     async def __aenter__(self) -> Self:
+        """Read the TLS files. Raises ConfigError."""
+        await self._trust.open()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for session in self._sessions.values():
-            await session.close()
+        await self._sessions.aclose()
+
+    async def refresh(self, log: Logger) -> None:
+        """Take over TLS files that have changed: new connections are made with them, old ones end what they are at."""
+        if await self._trust.refresh(log):
+            self._pauses.forget()
 
     async def request(
         self, method: str, url: URL, headers: Mapping[str, str], authorization: str | None = None, *, fresh: bool
@@ -57,18 +66,29 @@ class Egress:
 
         `authorization` is left out unless the URL is of the upstream's own origin. Raises OciError.
         """
-        trusted = url.origin() == self.origin
+        guarded = url.origin() != self.origin
         sent = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity", **headers}
-        if authorization is not None and trusted:
+        if authorization is not None and not guarded:
             sent["Authorization"] = authorization
-        return await self._exchange(method, url, sent, trusted, fresh)
+        context = self._trust.contexts.foreign if guarded else self._trust.contexts.own
+        return await self._exchange(Sending(method, url, sent, guarded, fresh), context)
 
-    async def ask_realm(self, url: URL, authorization: str | None) -> aiohttp.ClientResponse:
-        """Ask a token realm that the caller has found to be allowed. Redirects are not followed. Raises OciError."""
+    async def ask_realm(
+        self, url: URL, authorization: str | None, form: Mapping[str, str] | None = None
+    ) -> aiohttp.ClientResponse:
+        """Ask a token realm that the caller has found to be allowed, with a form by POST. Raises OciError.
+
+        Redirects are not followed.
+        """
         sent = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity", "Accept": "application/json"}
         if authorization is not None:
             sent["Authorization"] = authorization
-        return await self._exchange("GET", url, sent, url.origin() == self.origin, fresh=True)
+        method, guarded = "GET" if form is None else "POST", url.origin() != self.origin
+        contexts, is_listed = self._trust.contexts, self._is_listed(url)
+        context = contexts.own if not guarded else contexts.realm if is_listed else contexts.foreign
+        return await self._exchange(
+            Sending(method, url, sent, guarded, fresh=True, form=form), context, is_listed=is_listed
+        )
 
     async def follow(
         self, method: str, response: aiohttp.ClientResponse, headers: Mapping[str, str], authorization: str | None,
@@ -100,41 +120,41 @@ class Egress:
             )
         return url
 
-    async def _exchange(
-        self, method: str, url: URL, headers: Mapping[str, str], trusted: bool, fresh: bool
-    ) -> aiohttp.ClientResponse:
+    async def _exchange(self, sending: Sending, context: Context, *, is_listed: bool = False) -> aiohttp.ClientResponse:
+        proxy, origin = self._proxies.through(sending.url), sending.url.origin()
+        if sending.guarded:
+            if proxy is not None:
+                self._check_name(sending.url, is_listed)
+            self._pauses.admit(origin)
         try:
-            return await self._session(trusted, fresh).request(method, url, headers=headers, allow_redirects=False)
+            response = await self._sessions.send(sending, context, proxy)
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise _explain(error, url) from None
+            self._note(origin, failures.has_reached(error, proxy))
+            raise failures.explain(error, sending.url, proxy) from None
+        refusal = failures.refusal(response, proxy)
+        self._note(origin, None if refusal else True)
+        if refusal is not None:
+            response.close()
+            raise refusal
+        return response
 
-    def _session(self, trusted: bool, fresh: bool) -> aiohttp.ClientSession:
-        session = self._sessions.get((trusted, fresh))
-        if session is None:
-            factory = None if trusted else self._guarded_socket
-            connector = (
-                aiohttp.TCPConnector(limit=0, force_close=True, socket_factory=factory)
-                if fresh
-                else aiohttp.TCPConnector(limit=0, keepalive_timeout=30, socket_factory=factory)
-            )
-            session = aiohttp.ClientSession(
-                connector=connector,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT),
-                auto_decompress=False,
-                skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent"),
-                max_field_size=_MAX_FIELD,
-                trust_env=False,
-            )
-            self._sessions[trusted, fresh] = session
-        return session
+    def _note(self, origin: URL, has_answered: bool | None) -> None:
+        """What is now known of an origin; the upstream's own has a breaker of its own."""
+        if origin == self.origin or has_answered is None:
+            return
+        (self._pauses.succeeded if has_answered else self._pauses.failed)(origin)
 
-    def _guarded_socket(self, info: aiohttp.AddrInfoType) -> socket.socket:
-        family, kind, protocol, _, place = info
-        text = str(place[0]).partition("%")[0]
-        if not is_permitted(ipaddress.ip_address(text), self._private_networks):
-            raise ForbiddenAddress(f"forbidden address {text}")
-        return socket.socket(family=family, type=kind, proto=protocol)
+    def _check_name(self, url: URL, is_listed: bool) -> None:
+        """The proxy looks up the name: no address will be seen here. Raises OciError."""
+        if not may_be_asked_for(url.raw_host or "", self._private_networks, is_listed=is_listed):
+            raise OciError(
+                Problem.UPSTREAM_INVALID,
+                f"{url.host} is not public, by its name or address, and no proxy is asked for it: if it is right, "
+                "reach it without the proxy, and list its address in private_networks",
+            )
+
+    def _is_listed(self, url: URL) -> bool:
+        return bool({url.host, f"{url.host}:{url.port}"} & set(self._realm_hosts))
 
 
 def _plain_url(text: str, base: URL) -> URL | None:
@@ -151,37 +171,6 @@ def _plain_url(text: str, base: URL) -> URL | None:
     return url if plain and text.isascii() and text.isprintable() else None
 
 
-# What a failure means, by its type, the special before the general. The words hold no path, query or header of a
-# request: those may be secrets.
-_MEANINGS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], Problem, str], ...] = (
-    (
-        (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError),
-        Problem.UPSTREAM_INVALID,
-        "TLS with {host} failed: {reason}",
-    ),
-    (TimeoutError, Problem.UPSTREAM_TIMEOUT, "{host} did not answer in time"),
-    (aiohttp.ClientConnectorDNSError, Problem.UPSTREAM_UNREACHABLE, "the name {host} does not resolve"),
-    (aiohttp.ClientConnectorError, Problem.UPSTREAM_UNREACHABLE, "cannot connect to {host}: {reason}"),
-    ((aiohttp.ClientResponseError, ValueError), Problem.UPSTREAM_INVALID, "{host} answered what is no HTTP"),
-    (Exception, Problem.UPSTREAM_UNREACHABLE, "the connection to {host} broke ({kind})"),
-)
-
-
-def _explain(error: Exception, url: URL) -> OciError:
-    """Put a failure to get an answer into words."""
-    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
-    if files.is_exhausted(cause):
-        return OciError(Problem.OVERLOADED, "out of file descriptors", retry_after=2)
-    if "forbidden address" in str(cause):
-        return OciError(
-            Problem.UPSTREAM_INVALID,
-            f"{url.host} is at an address that is not public: if that is right, list it in private_networks",
-        )
-    reason = getattr(cause, "strerror", None) or type(cause).__name__
-    problem, text = next((problem, text) for kinds, problem, text in _MEANINGS if isinstance(error, kinds))
-    return OciError(problem, text.format(host=url.host, reason=reason, kind=type(error).__name__))
-
-
 async def read_limited(response: aiohttp.ClientResponse, limit: int) -> bytes:
     """A whole body of at most `limit` bytes; closes the answer. Raises OciError."""
     host = response.url.host
@@ -195,5 +184,5 @@ async def read_limited(response: aiohttp.ClientResponse, limit: int) -> bytes:
                 if len(body) > limit:
                     raise OciError(Problem.UPSTREAM_INVALID, f"{host} sent more than {limit} bytes where few belong")
     except (aiohttp.ClientError, OSError, RuntimeError) as error:  # aiohttp: "Connection closed." is a RuntimeError
-        raise _explain(error, response.url) from None
+        raise failures.explain(error, response.url) from None
     return bytes(body)

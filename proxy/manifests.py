@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from cachetools import LRUCache, TTLCache
@@ -49,12 +49,14 @@ class Manifests:
         sizes: Sizes,
         log: Logger,
     ) -> None:
+        """`came` is set later, by whoever wants to know of each manifest that comes from upstream."""
         self._upstreams = upstreams
         self._blobs = blobs
         self._space = space
         self._repositories = repositories
         self._sizes = sizes
         self._log = log
+        self.came: Callable[[Repository, Manifest], None] = lambda _repository, _manifest: None
         self._memory: LRUCache[tuple[Repository, Digest], Manifest] = LRUCache(
             MEMORY, getsizeof=lambda kept: len(kept.body) + 1024
         )
@@ -71,7 +73,7 @@ class Manifests:
         """The manifest that a client asked for."""
         known = await self._at_once(repository, reference)
         if known is not None:
-            return Served(known, Outcome.HIT)
+            return known
         key = (repository, reference)
         missing = self._missing.get(key)
         if missing is not None:
@@ -81,21 +83,30 @@ class Manifests:
         tag = reference
         return await self._flights.run(key, lambda: self._resolve(repository, tag))
 
-    async def _at_once(self, repository: Repository, reference: Reference) -> Manifest | None:
+    async def _at_once(self, repository: Repository, reference: Reference) -> Served | None:
         """What can be answered without upstream: a digest that is cached, or a tag that is fresh."""
         if isinstance(reference, Digest):
-            return await self._cached(repository, reference)
+            cached = await self._cached(repository, reference)
+            return None if cached is None else Served(cached, Outcome.HIT)
         record = self._tags.get((repository, reference))
         if self._verdict(repository, record) is not Verdict.FRESH:
             record = await self._repositories.tag(repository, reference)  # another worker may know better
         if record is None or self._verdict(repository, record) is not Verdict.FRESH:
             return None
         self._tags[repository, reference] = record
-        return await self._cached(repository, record.digest)
+        cached = await self._cached(repository, record.digest)
+        return None if cached is None else Served(cached, Outcome.HIT, self._stretched(repository, record))
 
     def _verdict(self, repository: Repository, record: TagRecord | None) -> Verdict:
-        ttl = self._upstreams[repository.registry].tag_ttl
+        ttl = self._upstreams[repository.registry].tag_ttl(repository)
         return verdict(None if record is None else record.checked, time.time(), ttl)
+
+    def _stretched(self, repository: Repository, record: TagRecord) -> str | None:
+        """What to say of an answer that is older than it would be if upstream allowed more."""
+        age = time.time() - record.checked
+        if not self._upstreams[repository.registry].is_stretched(repository, age):
+            return None
+        return f"{repository.registry} allows little more; this is what it said {int(age)} s ago"
 
     # By tag
 
@@ -103,7 +114,7 @@ class Manifests:
         """Find out what a tag stands for now."""
         known = await self._at_once(repository, tag)  # another flight may have landed since the look before
         if known is not None:
-            return Served(known, Outcome.HIT)
+            return known
         record = await self._repositories.tag(repository, tag)
         cached = None if record is None else await self._cached(repository, record.digest)
         if record is None or cached is None:
@@ -190,10 +201,11 @@ class Manifests:
     def _stale(self, repository: Repository, cached: Manifest, record: TagRecord, error: OciError) -> Served:
         age = max(0, int(time.time() - record.checked))
         self._blobs.used(cached.digest)
+        what = "limits our rate" if error.problem is Problem.TOO_MANY_REQUESTS else "does not answer"
         return Served(
             cached,
             Outcome.STALE,
-            f"{repository.registry} does not answer ({error.problem.name.lower()}); this is what it said {age} s ago",
+            f"{repository.registry} {what} ({error.problem.name.lower()}); this is what it said {age} s ago",
         )
 
     # By digest
@@ -246,7 +258,9 @@ class Manifests:
             self._log.warning("manifest not cached", digest=str(found.digest), reason="store.max_size leaves no room")
         except OSError as error:
             self._log.warning("manifest not cached", digest=str(found.digest), reason=error.strerror)
-        return self._remember(repository, found)
+        self._remember(repository, found)
+        self.came(repository, found)
+        return found
 
     def _remember(self, repository: Repository, found: Manifest) -> Manifest:
         """Keep a manifest in memory, and the sizes it promises of what it names: upstream will be held to them."""

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from platformdirs import user_cache_path
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, InstanceOf, SecretStr, model_validator
 from yarl import URL
 
+from proxy.proxies import Proxies, everywhere
 from proxy.values import (
     Address,
     Bytes,
@@ -168,11 +169,11 @@ class Upstream(Section):
     client_key: File | None = None
     insecure: bool = False
     max_requests: int = Field(default=64, ge=2, le=1024)
-    connections_per_blob: int = Field(default=4, ge=1, le=16)
     prefetch: Prefetch = ()
     stall_timeout: Annotated[Seconds, Field(gt=0)] = 60.0
     password: SecretStr | None = Field(default=None, exclude=True, repr=False)
     proxy_password: SecretStr | None = Field(default=None, exclude=True, repr=False)
+    environment_proxies: InstanceOf[Proxies] = Field(default=Proxies(), exclude=True, repr=False)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -183,6 +184,13 @@ class Upstream(Section):
     def base(self) -> URL:
         """The URL in front of /v2/, without a trailing slash."""
         return URL(self.url.rstrip("/"))
+
+    @property
+    def proxies(self) -> Proxies:
+        """What requests go through: the proxy that is written here, none, or what the environment says."""
+        if self.proxy is None:
+            return self.environment_proxies
+        return Proxies() if self.proxy == "none" else everywhere(self.proxy, self.proxy_username, self.proxy_password)
 
     @property
     def accounts(self) -> tuple[Account, ...]:

@@ -16,6 +16,9 @@ from prometheus_client.multiprocess import mark_process_dead
 from proxy.admin import Admin
 from proxy.app import Signals, address, listening, rehearse
 from proxy.config import Config
+from proxy.files import hop
+from proxy.stores.disk import open_tree
+from proxy.stores.limits import DiskLimits
 from proxy.telemetry import Logger
 
 PAUSE = 1.0  # seconds before a worker that died is replaced
@@ -42,8 +45,9 @@ class Supervisor:
         await rehearse(self._config)
         workers = self._config.server.workers
         memory = MEMORY if os.access(MEMORY, os.W_OK) else None
-        with tempfile.TemporaryDirectory(prefix="entrepot-metrics-", dir=memory) as shared:
-            async with listening(Admin(CollectorRegistry(), Path(shared)), admin):
+        tree = await hop(open_tree, self._config.store.path)
+        with contextlib.closing(tree), tempfile.TemporaryDirectory(prefix="entrepot-metrics-", dir=memory) as shared:
+            async with listening(Admin(CollectorRegistry(), DiskLimits(tree), Path(shared)), admin):
                 self._log.info("supervising", listen=address(self._sock), admin=address(admin), workers=workers)
                 keepers = [asyncio.create_task(self._keep(shared)) for _ in range(workers)]
                 await signals.stop.wait()

@@ -116,6 +116,14 @@ class Metrics:
             "entrepot_upstream_answers", "Answers of upstream by status, or the error in place of one",
             ["upstream", "method", "status"], registry=registry,
         )  # fmt: skip
+        self.rate_limit = Gauge(
+            "entrepot_upstream_ratelimit", "Pulls that upstream allows an account in a window",
+            ["upstream", "account"], registry=registry, multiprocess_mode="mostrecent",
+        )  # fmt: skip
+        self.rate_remaining = Gauge(
+            "entrepot_upstream_ratelimit_remaining", "Pulls that are left of it", ["upstream", "account"],
+            registry=registry, multiprocess_mode="mostrecent",
+        )  # fmt: skip
         self.fills = Counter(
             "entrepot_fills", "Downloads of blobs by outcome", ["upstream", "outcome"], registry=registry
         )

@@ -15,12 +15,13 @@ from urllib.parse import urlencode
 from cachetools import LRUCache
 from yarl import URL
 
+from proxy.credentials.base import Credential, CredentialError
+from proxy.credentials.refreshing import Refreshing
 from proxy.egress import Egress, read_limited
 from proxy.oci.challenge import Challenge
 from proxy.oci.errors import OciError, Problem
 from proxy.oci.reference import Repository
 from proxy.oci.retry import retry_after
-from proxy.sections import Upstream
 from proxy.single_flight import SingleFlight
 
 MAX_ANSWER = 256 * 1024  # bytes of a token endpoint's answer
@@ -51,15 +52,17 @@ class Token:
 
 
 class Tokens:
-    """The Authorization header for each request to one upstream."""
+    """The Authorization header for each request of one account to one upstream. `credential`: None for anonymous."""
 
-    def __init__(self, upstream: Upstream, egress: Egress) -> None:
-        self._registry = upstream.registry
+    def __init__(
+        self, registry: str, realm_hosts: Sequence[str], egress: Egress, credential: Refreshing | None, label: str
+    ) -> None:
+        self._registry = registry
         self._egress = egress
-        self._realm_hosts = upstream.realm_hosts
-        self._basic = _basic(upstream)
-        secret = secrets.token_bytes(32)
-        self._credential = hmac.new(secret, (self._basic or "").encode(), hashlib.sha256).hexdigest()
+        self._realm_hosts = realm_hosts
+        self._credential = credential
+        self._label = label
+        self._secret = secrets.token_bytes(32)
         self._tokens: LRUCache[Key, Token] = LRUCache(MAX_TOKENS)
         self._challenges: LRUCache[Repository, Challenge] = LRUCache(MAX_TOKENS)
         self._usual: Challenge | None = None
@@ -68,10 +71,16 @@ class Tokens:
     async def aclose(self) -> None:
         """Give up the requests in flight."""
         await self._flights.aclose()
+        if self._credential is not None:
+            await self._credential.aclose()
+
+    def known(self, repository: Repository) -> Challenge | None:
+        """The challenge that has led to something before."""
+        return self._challenges.get(repository, self._usual)
 
     async def authorization(self, repository: Repository) -> str | None:
         """What to send with the first try, going by what this upstream has asked for before. Raises OciError."""
-        challenge = self._challenges.get(repository, self._usual)
+        challenge = self.known(repository)
         if challenge is None:
             return None
         try:
@@ -89,59 +98,132 @@ class Tokens:
     ) -> str | None:
         """What to send after a 401 that came with `challenges`; None if that would be no different. Raises OciError."""
         challenge = next((one for one in challenges if one.scheme == "bearer" and one.realm), None)
-        if challenge is None and self._basic is not None:
+        if challenge is None and self._credential is not None:
             challenge = next((one for one in challenges if one.scheme == "basic"), None)
         if challenge is None:
             return None
+        if challenge.scheme == "basic" and rejected is not None and rejected.startswith("Basic "):
+            return await self._other_basic(rejected)
         self._forget(repository, challenge, rejected)
         answer = await self._answer(repository, challenge)
         self._challenges[repository] = self._usual = challenge  # now that it has led to something
         return None if answer == rejected else answer
 
+    async def login(self, challenges: Sequence[Challenge]) -> str | None:
+        """What shows who we are, for no repository at all; None if upstream asks for nothing that we have.
+
+        Raises OciError.
+        """
+        challenge = next((one for one in challenges if one.scheme == "bearer" and one.realm), None)
+        credential = await self._current()
+        if challenge is None:
+            is_basic = any(one.scheme == "basic" for one in challenges)
+            return _basic(credential) if is_basic and credential is not None else None
+        key = Key(
+            self._registry, self._fingerprint(credential), challenge.realm or "", challenge.service or "", scope=""
+        )
+        return await self._token(key, self._egress.origin)
+
+    async def introduction(self, repository: Repository, challenge: Challenge, origin: URL) -> str:
+        """A token for a host that upstream redirects to: anonymous, from that host itself. Raises OciError."""
+        scope = challenge.scope or f"repository:{repository.name}:pull"
+        key = Key(self._registry, "", challenge.realm or "", challenge.service or "", scope)
+        return await self._token(key, origin)
+
     def _forget(self, repository: Repository, challenge: Challenge, rejected: str | None) -> None:
         """Drop a token that upstream no longer takes; one that was renewed in the meantime stays."""
-        key = self._key(repository, challenge)
-        token = self._tokens.get(key)
-        if token is not None and rejected == f"Bearer {token.value}":
-            del self._tokens[key]
-
-    def _key(self, repository: Repository, challenge: Challenge) -> Key:
-        return Key(
-            self._registry,
-            self._credential,
-            challenge.realm or "",
-            challenge.service or "",
-            f"repository:{repository.name}:pull",
-        )
+        scope = _scope(repository)
+        for key, token in list(self._tokens.items()):
+            if key.scope == scope and key.realm == challenge.realm and rejected == f"Bearer {token.value}":
+                del self._tokens[key]
 
     async def _answer(self, repository: Repository, challenge: Challenge) -> str | None:
+        credential = await self._current()
         if challenge.scheme == "basic":
-            return self._basic
-        key = self._key(repository, challenge)
+            return None if credential is None else _basic(credential)
+        key = Key(
+            self._registry,
+            self._fingerprint(credential),
+            challenge.realm or "",
+            challenge.service or "",
+            _scope(repository),
+        )
+        return await self._token(key, self._egress.origin)
+
+    async def _token(self, key: Key, origin: URL) -> str:
         token = self._tokens.get(key)
         if token is not None and time.monotonic() < token.until:
             return f"Bearer {token.value}"
-        return f"Bearer {await self._flights.run(key, lambda: self._fetch(key))}"
+        return f"Bearer {await self._flights.run(key, lambda: self._fetch(key, origin))}"
 
-    async def _fetch(self, key: Key) -> str:
-        realm = self._allowed(key.realm)
-        asked = [("service", key.service)] if key.service else []
-        query = urlencode([*asked, ("scope", key.scope)])
-        url = URL(f"{realm}{'&' if realm.query_string else '?'}{query}", encoded=True)
+    async def _current(self) -> Credential | None:
+        if self._credential is None:
+            return None
+        try:
+            return await self._credential.current()
+        except CredentialError as error:
+            raise OciError(
+                Problem.CREDENTIALS_MISSING, f"no credential for {self._registry} as {self._label}: {error}"
+            ) from None
+
+    async def _other_basic(self, rejected: str) -> str:
+        """What to send instead of credentials that the registry itself refused. Raises OciError."""
+        other = await self._replaced(rejected)
+        if other is None or _basic(other) == rejected:
+            raise self.refused(self._registry)
+        return _basic(other)
+
+    async def _replaced(self, rejected: str) -> Credential | None:
+        """The credential of now: looked up anew if it is still the one that was refused."""
+        credential = await self._current()
+        if self._credential is None or credential is None or _basic(credential) != rejected:
+            return credential
+        self._credential.rejected(credential)
+        return await self._current()
+
+    def refused(self, who: str) -> OciError:
+        """What to say when `who` will not have our credentials."""
+        return OciError(
+            Problem.CREDENTIALS_REFUSED,
+            f"{who} refuses the credentials of {self._registry} as {self._label}: renew them, or see entrepot check",
+        )
+
+    def _fingerprint(self, credential: Credential | None) -> str:
+        text = "" if credential is None else f"{credential.username}\0{credential.secret}"
+        return hmac.new(self._secret, text.encode(), hashlib.sha256).hexdigest()
+
+    async def _fetch(self, key: Key, origin: URL) -> str:
+        realm = self._allowed(key.realm, origin)
+        credential = await self._current() if origin == self._egress.origin else None
         received = time.monotonic()
         async with asyncio.timeout(20):
-            response = await self._egress.ask_realm(url, self._basic)
-            status = response.status
-            pause = retry_after(response.headers.get("Retry-After"), time.time())
-            body = await read_limited(response, MAX_ANSWER)
+            status, pause, body = await self._ask(realm, key, credential)
+            if status == 401 and credential is not None:
+                other = await self._replaced(_basic(credential))
+                if other is None or other == credential:
+                    raise self.refused(f"the token service {realm.host}")
+                status, pause, body = await self._ask(realm, key, other)
         if status != 200:
             raise self._refusal(status, realm, pause)
         token, life = _read_token(body, realm)
         self._tokens[key] = Token(token, received + life * (1 - MARGIN))
         return token
 
-    def _allowed(self, text: str) -> URL:
-        """The realm as a URL, if it is one that this upstream may send credentials and questions to."""
+    async def _ask(self, realm: URL, key: Key, credential: Credential | None) -> tuple[int, float | None, bytes]:
+        """Ask for a token: the status, the Retry-After in seconds, the body."""
+        asked = [(name, value) for name, value in (("service", key.service), ("scope", key.scope)) if value]
+        if credential is not None and credential.is_refresh_token:
+            form = dict([*asked, ("grant_type", "refresh_token"), ("client_id", "entrepot")])
+            form["refresh_token"] = credential.secret
+            response = await self._egress.ask_realm(realm, None, form)
+        else:
+            url = URL(f"{realm}{'&' if realm.query_string else '?'}{urlencode(asked)}", encoded=True)
+            response = await self._egress.ask_realm(url, None if credential is None else _basic(credential))
+        pause = retry_after(response.headers.get("Retry-After"), time.time())
+        return response.status, pause, await read_limited(response, MAX_ANSWER)
+
+    def _allowed(self, text: str, asking: URL) -> URL:
+        """The realm as a URL, if it is one that the origin which named it may send credentials and questions to."""
         try:
             realm = URL(text, encoded=True)
             origin = realm.origin()
@@ -150,7 +232,7 @@ class Tokens:
             raise OciError(Problem.UPSTREAM_INVALID, f"{self._registry} names a token realm that is no URL") from None
         schemes = {"https", self._egress.origin.scheme}
         listed = {realm.host, f"{realm.host}:{realm.port}"} & set(self._realm_hosts)
-        if not plain or realm.scheme not in schemes or not (origin == self._egress.origin or listed):
+        if not plain or realm.scheme not in schemes or not (origin == asking or listed):
             raise OciError(
                 Problem.UPSTREAM_INVALID,
                 f"{self._registry} sends us to {realm.host}:{realm.port} ({realm.scheme}) for a token, which is not in "
@@ -169,11 +251,12 @@ class Tokens:
         return OciError(Problem.UPSTREAM_INVALID, f"{who} answered {status} instead of a token")
 
 
-def _basic(upstream: Upstream) -> str | None:
-    if upstream.username is None or upstream.password is None:
-        return None
-    pair = f"{upstream.username}:{upstream.password.get_secret_value()}"
-    return f"Basic {b64encode(pair.encode()).decode()}"
+def _scope(repository: Repository) -> str:
+    return f"repository:{repository.name}:pull"
+
+
+def _basic(credential: Credential) -> str:
+    return f"Basic {b64encode(f'{credential.username}:{credential.secret}'.encode()).decode()}"
 
 
 def _read_token(body: bytes, realm: URL) -> tuple[str, float]:

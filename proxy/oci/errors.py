@@ -24,12 +24,14 @@ class Problem(Enum):
     UNSUPPORTED = ("UNSUPPORTED", 405)
     BAD_REQUEST = ("UNSUPPORTED", 400)
     DENIED = ("DENIED", 403)
+    CREDENTIALS_REFUSED = ("DENIED", 403)  # ours: no word on who may have what
     TOO_MANY_REQUESTS = ("TOOMANYREQUESTS", 429)
     UPSTREAM_INVALID = ("UNAVAILABLE", 502)  # nonsense: wrong bytes, lying headers, a refused redirect
     UPSTREAM_UNREACHABLE = ("UNAVAILABLE", 502)  # the connection failed or was reset
     UPSTREAM_ERROR = ("UNAVAILABLE", 502)  # upstream answered 5xx
     UPSTREAM_TIMEOUT = ("UNAVAILABLE", 504)
     UPSTREAM_PAUSED = ("UNAVAILABLE", 503)  # our own breaker is open
+    CREDENTIALS_MISSING = ("UNAVAILABLE", 503)  # ours cannot be had just now
     OVERLOADED = ("UNAVAILABLE", 503)  # descriptors exhausted and the like: our own trouble
 
     def __new__(cls, code: str, status: int) -> "Problem":
@@ -45,6 +47,8 @@ class Problem(Enum):
         """Whether upstream gave no usable answer, so that stale content may be served instead."""
         return self in {
             Problem.TOO_MANY_REQUESTS,
+            Problem.CREDENTIALS_REFUSED,
+            Problem.CREDENTIALS_MISSING,
             Problem.UPSTREAM_INVALID,
             Problem.UPSTREAM_UNREACHABLE,
             Problem.UPSTREAM_ERROR,

@@ -88,3 +88,58 @@ class Breaker:
     def reopens_in(self, now: float) -> float:
         """Seconds until a request may go out again, 0 when one may now."""
         return 0.0 if self._reopens_at is None else max(0.0, self._reopens_at - now)
+
+
+class RetryBudget:
+    """Retries may be a tenth of the requests, and a few more: an upstream in trouble is not asked thrice as much."""
+
+    __slots__ = ("_left", "_most", "_share")
+
+    def __init__(self, share: float = 0.1, most: float = 10.0) -> None:
+        """`share`: retries earned by a request; `most`: how many may be saved up, and are there at first."""
+        self._share = share
+        self._most = most
+        self._left = most
+
+    def asked(self) -> None:
+        """A request goes out for the first time."""
+        self._left = min(self._most, self._left + self._share)
+
+    def take(self) -> bool:
+        """Whether there may be one retry more."""
+        if self._left < 1.0:
+            return False
+        self._left -= 1.0
+        return True
+
+
+class Ramp:
+    """How many may ask at once where nobody waits for the answer: one at first, twice as many after each answer.
+
+    So a refusal, or an outage, is found out by one question and not by five hundred; and after it there is no storm.
+    """
+
+    __slots__ = ("_asking", "_last", "_rest", "_widest", "_width")
+
+    def __init__(self, widest: int = 32, rest: float = 30.0) -> None:
+        """`rest`: seconds without an answer after which it begins at one again."""
+        self._widest = widest
+        self._rest = rest
+        self._width = 1
+        self._asking = 0
+        self._last = 0.0
+
+    def enter(self, now: float) -> bool:
+        """Whether one more may ask now (monotonic seconds); whoever may must leave."""
+        if now - self._last > self._rest:
+            self._width = 1
+        if self._asking >= self._width:
+            return False
+        self._asking += 1
+        return True
+
+    def leave(self, now: float, *, is_good: bool) -> None:
+        """One has asked: with a usable answer, or with none."""
+        self._asking -= 1
+        self._last = now
+        self._width = min(self._widest, self._width * 2) if is_good else 1

@@ -1,10 +1,12 @@
 """What the cache needs of a store; tests/unit/test_store_conformance.py is run for every one there is."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from proxy.files import Handle
 from proxy.oci.digest import Digest
+from proxy.oci.ratelimit import State
 from proxy.oci.reference import Repository, Tag
 
 
@@ -60,3 +62,16 @@ class RepositoryStore(Protocol):
 
     async def drop_tag(self, repository: Repository, tag: Tag) -> None:
         """Forget a tag: upstream says it is gone, or not for us."""
+
+
+class LimitStore(Protocol):
+    """What upstreams allow each account: shared by all processes, and not forgotten in a restart."""
+
+    async def load(self, registry: str, account: str) -> State | None:
+        """What is known of an account's budget."""
+
+    async def save(self, registry: str, account: str, state: State) -> None:
+        """Record what is known now. Raises OSError."""
+
+    async def all(self) -> Sequence[tuple[str, str, State]]:
+        """Registry, account and state of every budget there is."""

@@ -4,6 +4,7 @@ blobs/<algorithm>/<two digits>/<hex>          verified bytes, 0400, never opened
 repositories/<registry>/<name>/_tags/<tag>    what a tag stood for, and when upstream was asked
 repositories/<registry>/<name>/_links/<algorithm>/<hex>
 spool/<algorithm>-<hex>                       blobs on their way in
+limits/<registry>/<hex>                       what an upstream allows an account, and until when it is not to be asked
 tmp/, ledger/                                 small files on their way in; how much space is taken
 """
 
@@ -21,7 +22,7 @@ from proxy.oci.errors import OciError
 from proxy.oci.reference import Repository, Tag
 from proxy.stores.base import Link, TagRecord
 
-DIRECTORIES = ("blobs", "repositories", "spool", "tmp", "ledger")
+DIRECTORIES = ("blobs", "repositories", "spool", "tmp", "ledger", "limits")
 RECORD_LIMIT = 4096  # bytes of a link's or a tag's file
 LINKS_IN_MEMORY = 65536
 USES_IN_MEMORY = 65536

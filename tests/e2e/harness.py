@@ -108,7 +108,12 @@ class Proxy:
 
 @contextlib.asynccontextmanager
 async def running(
-    text: str, store: Path, *, tls: ssl.SSLContext | None = None, alone: bool = True
+    text: str,
+    store: Path,
+    *,
+    tls: ssl.SSLContext | None = None,
+    alone: bool = True,
+    environ: dict[str, str] | None = None,
 ) -> AsyncIterator[Proxy]:
     """A whole proxy in this process; checks on leaving that it has left nothing behind.
 
@@ -116,7 +121,7 @@ async def running(
     """
     path = store.parent / f"{store.name}.toml"
     path.write_text(text)
-    config = await asyncio.to_thread(load, path, {"ENTREPOT_STORE_PATH": str(store)})
+    config = await asyncio.to_thread(load, path, {"ENTREPOT_STORE_PATH": str(store), **(environ or {})})
     stream = io.StringIO()
     metrics = Metrics(CollectorRegistry())
     sock = bind(Listen(host="127.0.0.1", port=0), "server.listen")

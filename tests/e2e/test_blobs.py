@@ -276,7 +276,7 @@ async def test_20_waiters_for_a_blob_that_upstream_does_not_have_cost_one_reques
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries come at once."""
     monkeypatch.setattr("proxy.download.pause", lambda *_: 0.0)
-    monkeypatch.setattr("proxy.upstream.pause", lambda *_: 0.0)
+    monkeypatch.setattr("proxy.exchange.pause", lambda *_: 0.0)
 
 
 def ranges(upstream: FakeRegistry) -> list[str | None]:

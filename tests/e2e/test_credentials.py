@@ -333,7 +333,7 @@ async def test_of_several_challenges_the_bearer_is_answered(upstream: FakeRegist
 async def test_a_challenge_that_cannot_be_met_is_a_denial(upstream: FakeRegistry, known: Proxy, challenge: str) -> None:
     upstream.on().status(401, [("WWW-Authenticate", challenge)])
     assert problem(await known.get(TAG)) == (403, "DENIED")
-    assert authorizations(upstream) == [None]
+    assert set(authorizations(upstream)) == {None}  # /v2/ may be asked too: it might say more
 
 
 # Where credentials go

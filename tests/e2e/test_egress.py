@@ -1,12 +1,21 @@
 """Where the proxy goes: redirects followed by hand, each hop looked at, and nothing carried along."""
 
 import json
+import re
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 import trustme
+from aiohttp.abc import AbstractResolver, ResolveResult
+from yarl import URL
+
+from proxy import sections
+from proxy.egress import Egress, read_limited
+from proxy.oci.errors import OciError
 
 from .harness import Proxy, running, serving, toml
 from .raw_client import RawAnswer
@@ -316,6 +325,152 @@ async def test_a_redirect_to_what_is_not_public_makes_no_connection(
     assert upstream.count() <= 12
 
 
+# Forms that lead to this machine, by one way or another; "{port}" goes behind each.
+OURSELVES = [
+    "127.0.0.1", "127.1", "127.0.0.1.", "2130706433", "0x7f000001", "017700000001", "0", "0.0.0.0",  # noqa: S104
+    "localhost", "LOCALHOST", "localhost.", "[::1]", "[::]", "[::ffff:127.0.0.1]", "[::ffff:7f00:1]",
+    "[64:ff9b::7f00:1]", "[2002:7f00:1::]", "[::127.0.0.1]", "\u2460\u2461\u2466.0.0.1", "127\u30020.0.1",
+    "127.0.0.1:{port}@localhost", "169.254.169.254", "100.100.100.200", "168.63.129.16",
+]  # fmt: skip
+
+
+class Canary6(Canary):
+    """A canary at ::1."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(name="[::1]")
+        self._port = port
+
+    def _bind(self) -> None:
+        self._socket = socket.socket(socket.AF_INET6)
+        self._socket.setblocking(False)
+        self._socket.bind(("::1", self._port))
+
+
+@pytest.fixture
+async def canaries() -> AsyncIterator[tuple[Canary, Canary6]]:
+    """A port that nobody may connect to, neither at 127.0.0.1 nor at ::1."""
+    async with Canary() as canary, Canary6(int(canary.host.partition(":")[2])) as canary6:
+        yield canary, canary6
+
+
+@pytest.mark.parametrize("vector", ["manifest", "tag", "second hop", "head", "realm", "realm unlisted"])
+async def test_by_no_way_is_a_connection_made_to_what_is_not_public(
+    upstream: FakeRegistry, store: Path, canaries: tuple[Canary, Canary6], vector: str
+) -> None:
+    port = canaries[0].host.partition(":")[2]
+    listed = [form.lower() for form in OURSELVES if form.isascii() and re.fullmatch(r"[\w.]*\w", form)]
+    more = f"realm_hosts = {json.dumps(listed)}" if vector == "realm" else ""
+    async with running(toml(upstream.url, more=f'{more}\ntag_ttl = "0s"'), store) as proxy:
+        for number, form in enumerate(OURSELVES):
+            upstream.forget_rules()
+            where = f"http://{form.format(port=port)}:{port}/x".encode().decode("latin-1")
+            if vector.startswith("realm"):
+                upstream.on().status(401, [("WWW-Authenticate", f'Bearer realm="{where}"')])
+            elif vector == "second hop":
+                upstream.on(path="/hop").redirect(where)
+                upstream.on().redirect("/hop")
+            else:
+                upstream.on().redirect(where)
+            reference = f"v{number}" if vector == "tag" else digest_of(str(number).encode())
+            ask = proxy.head if vector == "head" else proxy.get
+            assert (await ask(f"/v2/{REPO}/manifests/{reference}")).status == 502, form
+    assert [canary.connections for canary in canaries] == [0, 0]
+
+
+@pytest.mark.parametrize("path", ["tags/list", f"referrers/{digest_of(b'subject')}"])
+async def test_no_link_leads_the_proxy_anywhere(
+    upstream: FakeRegistry, proxy: Proxy, canaries: tuple[Canary, Canary6], path: str
+) -> None:
+    upstream.add_image(REPO, "v1")
+    port = canaries[0].host.partition(":")[2]
+    for form in OURSELVES:
+        upstream.forget_rules()
+        where = f"http://{form.format(port=port)}:{port}/v2/{REPO}/{path}?last=a".encode().decode("latin-1")
+        upstream.on("GET", path_contains=path.partition("/")[0]).extra_headers(("Link", f'<{where}>; rel="next"'))
+        link = (await proxy.get(f"/v2/{REPO}/{path}")).header("Link") or ""
+        assert not link or link.startswith("</v2/"), form
+        if link:  # it leads to the proxy itself, and from there to upstream
+            assert (await proxy.get(link.partition("<")[2].partition(">")[0])).status == 200
+    assert [canary.connections for canary in canaries] == [0, 0]
+
+
+async def test_no_ns_leads_anywhere(upstream: FakeRegistry, proxy: Proxy, canaries: tuple[Canary, Canary6]) -> None:
+    port = canaries[0].host.partition(":")[2]
+    for form in OURSELVES:
+        place = quote(form.format(port=port).encode())
+        for ns in (place, f"{place}:{port}", f"http://{place}:{port}"):
+            assert (await proxy.get(f"{TAG}?ns={ns}")).status in {400, 404}, ns
+    assert [canary.connections for canary in canaries] == [0, 0]
+    assert upstream.connections == 0
+
+
+class Answers(AbstractResolver):
+    """Resolves every name to what is next, and to the last for ever."""
+
+    def __init__(self, *answers: list[str]) -> None:
+        self._answers = list(answers)
+        self.asked = 0
+
+    async def resolve(self, host: str, port: int = 0, family: int = socket.AF_INET) -> list[ResolveResult]:
+        """The next answer."""
+        self.asked += 1
+        found = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+        return [
+            ResolveResult(
+                hostname=host, host=one, port=port, proto=0, flags=0,
+                family=socket.AF_INET6 if ":" in one else socket.AF_INET,
+            )
+            for one in found
+        ]  # fmt: skip
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+
+class Storage2(Storage):
+    """A storage at 127.0.0.2, which the configuration permits."""
+
+    def _bind(self) -> None:
+        self._socket = socket.socket()
+        self._socket.setblocking(False)
+        self._socket.bind(("127.0.0.2", self._port))
+
+
+def settled_on(*networks: str) -> sections.Upstream:
+    """An upstream that may lead to these networks."""
+    return sections.Upstream.model_validate(
+        {"registry": "own.example", "url": "https://own.example", "private_networks": list(networks)}
+    )
+
+
+async def test_a_name_that_resolves_to_this_machine_is_not_connected_to(canaries: tuple[Canary, Canary6]) -> None:
+    port = canaries[0].host.partition(":")[2]
+    for answer in (["127.0.0.1"], ["::1"], ["127.0.0.1", "::1"], ["::ffff:127.0.0.1"], ["0.0.0.0"], ["::"]):  # noqa: S104
+        async with Egress(settled_on(), resolver=Answers(answer)) as egress:
+            with pytest.raises(OciError, match="private_networks"):
+                await egress.request("GET", URL(f"http://cdn.example:{port}/x"), {}, fresh=True)
+    assert [canary.connections for canary in canaries] == [0, 0]
+
+
+async def test_a_name_that_rebinds_is_looked_at_each_time(canaries: tuple[Canary, Canary6]) -> None:
+    port = int(canaries[0].host.partition(":")[2])
+    storage = Storage2(name="cdn.example")
+    storage._port = port
+    async with storage:
+        url = URL(storage.put("/x", DATA), encoded=True)
+        names = Answers(["127.0.0.2"], ["127.0.0.1"], ["127.0.0.1", "::1", "127.0.0.2"])
+        async with Egress(settled_on("127.0.0.2"), resolver=names) as egress:
+            assert await read_limited(await egress.request("GET", url, {}, fresh=False), 1 << 20) == DATA
+            with pytest.raises(OciError, match="private_networks"):
+                await egress.request("GET", url, {}, fresh=True)
+        async with Egress(settled_on("127.0.0.2"), resolver=names) as egress:
+            # Of several addresses the forbidden ones are passed over.
+            assert await read_limited(await egress.request("GET", url, {}, fresh=True), 1 << 20) == DATA
+    assert names.asked == 3
+    assert [canary.connections for canary in canaries] == [0, 0]
+
+
 async def test_a_redirect_to_nowhere_at_all_is_upstreams_failure(upstream: FakeRegistry, proxy: Proxy) -> None:
     upstream.on().status(307)
     assert (await proxy.get(TAG)).status in {404, 502}
@@ -371,7 +526,7 @@ async def test_a_certificate_that_nobody_vouches_for_is_refused(store: Path) -> 
         async with running(toml(upstream.url), store) as proxy:
             got = await proxy.get(TAG)
             assert problem(got) == (502, "UNAVAILABLE")
-            assert b"TLS" in got.body
+            assert b"ca_file" in got.body
         assert upstream.requests == []
 
 

@@ -396,18 +396,11 @@ async def test_a_listing_that_stalls_is_given_up(
     upstream: FakeRegistry, store: Path, monkeypatch: pytest.MonkeyPatch, target: str
 ) -> None:
     refer(upstream)
-    monkeypatch.setitem(whole_defaults(), "budget", 0.3)
+    monkeypatch.setattr("proxy.exchange.BUDGET", 0.3)
     async with running(toml(upstream.url), store) as proxy:
         upstream.on("GET").stall(5)
         async with asyncio.timeout(5):
             assert (await proxy.get(target)).status == 504
-
-
-def whole_defaults() -> dict[str, object]:
-    """The defaults of what reads a whole answer; they are bound when the function is."""
-    from proxy.upstream import Upstream  # noqa: PLC0415
-
-    return Upstream._whole.__kwdefaults__ or {}
 
 
 async def test_a_listing_of_the_largest_size_is_relayed(upstream: FakeRegistry, proxy: Proxy) -> None:

@@ -232,7 +232,7 @@ FAILURES: dict[str, Callable[[Rule], object]] = {
 async def test_a_stale_tag_is_served_with_a_warning_when_upstream_fails(
     upstream: FakeRegistry, store: Path, monkeypatch: pytest.MonkeyPatch, failure: str
 ) -> None:
-    monkeypatch.setattr("proxy.upstream.STALE_BUDGET", 0.2)
+    monkeypatch.setattr("proxy.exchange.STALE_BUDGET", 0.2)
     image = upstream.add_image(REPO, "v1")
     async with running(toml(upstream.url, more=NEVER_FRESH), store) as proxy:
         await proxy.get(TAG)
@@ -249,7 +249,7 @@ def check_stale(got: RawAnswer, image: Image, body: bytes) -> None:
     assert got.header("Content-Type") == OCI_MANIFEST
     warning = got.header("Warning")
     assert warning is not None
-    assert warning.startswith('299 - "docker.io does not answer')
+    assert warning.startswith(('299 - "docker.io does not answer', '299 - "docker.io limits our rate'))
     assert warning.count('"') == 2
 
 
@@ -292,7 +292,7 @@ BAD_BODIES: dict[str, Callable[[Rule], object]] = {
 async def test_a_stale_tag_is_served_when_what_it_moved_to_cannot_be_had(
     upstream: FakeRegistry, store: Path, monkeypatch: pytest.MonkeyPatch, failure: str
 ) -> None:
-    monkeypatch.setattr("proxy.upstream.STALE_BUDGET", 0.3)
+    monkeypatch.setattr("proxy.exchange.STALE_BUDGET", 0.3)
     monkeypatch.setattr("proxy.manifests.POSTPONEMENT", 0.05)
     old = upstream.add_image(REPO, "v1", [b"old"])
     async with running(toml(upstream.url, more=NEVER_FRESH), store) as proxy:
@@ -365,7 +365,7 @@ async def test_a_404_is_remembered_for_a_moment_and_nothing_else_is(
         for _ in range(5):
             assert problem(await proxy.get(f"/v2/{REPO}/manifests/{reference}")) == (404, "MANIFEST_UNKNOWN")
         assert upstream.count() == before + 1
-    for status in (401, 403, 429, 500):
+    for status in (401, 403, 500):
         upstream.on("GET", manifest=f"t{status}").status(status)
         for _ in range(2):
             before = upstream.count()

@@ -39,7 +39,7 @@ def test_a_problem_is_one_row_of_the_table(name: str, code: str, status: int) ->
 
 
 def test_problems_with_the_same_answer_stay_different_problems() -> None:
-    assert len(Problem) == len(Problem.__members__) == 17
+    assert len(Problem) == len(Problem.__members__) == 19
 
 
 @pytest.mark.parametrize("problem", Problem)
@@ -50,6 +50,8 @@ def test_no_problem_is_answered_with_500_which_stops_clients_from_trying_elsewhe
 def test_an_outage_is_exactly_what_stale_content_may_stand_in_for() -> None:
     assert {problem.name for problem in Problem if problem.is_outage} == {
         "TOO_MANY_REQUESTS",
+        "CREDENTIALS_REFUSED",
+        "CREDENTIALS_MISSING",
         "UPSTREAM_INVALID",
         "UPSTREAM_UNREACHABLE",
         "UPSTREAM_ERROR",

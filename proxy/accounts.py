@@ -1,0 +1,204 @@
+"""The accounts of one upstream: which one asks next, what each may still ask, and what is said when one may not."""
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
+
+from proxy import sections
+from proxy.credentials.opening import source_of
+from proxy.credentials.refreshing import Refreshing
+from proxy.egress import Egress
+from proxy.oci.errors import OciError, Problem
+from proxy.oci.ratelimit import Budget, parse
+from proxy.oci.reference import Repository
+from proxy.stores.base import LimitStore
+from proxy.telemetry import Logger, Metrics
+from proxy.tokens import Tokens
+
+LOOK = 1.0  # seconds between looks at what other processes have learnt
+
+
+@dataclass(slots=True)
+class Account:
+    """One way to be known to an upstream. `repositories`: patterns of those it is for; empty for all others."""
+
+    label: str
+    tokens: Tokens
+    budget: Budget
+    repositories: Sequence[str] = ()
+    looked: float = field(default=float("-inf"), repr=False)  # monotonic seconds
+    saved: object = field(default=None, repr=False)  # the state that is on disk, as far as is known
+    was_low: bool = field(default=False, repr=False)
+
+    def is_for(self, repository: Repository) -> bool:
+        """Whether the configuration names this account for a repository."""
+        return any(fnmatchcase(repository.name, pattern) for pattern in self.repositories)
+
+
+class Accounts:
+    """Chooses among the accounts of one upstream: the first, in the configuration's order, whose budget allows."""
+
+    def __init__(
+        self, registry: str, accounts: Sequence[Account], limits: LimitStore, metrics: Metrics, log: Logger
+    ) -> None:
+        self._registry = registry
+        self._accounts = accounts
+        self._limits = limits
+        self._metrics = metrics
+        self._log = log.bind(upstream=registry)
+        self._usual = accounts[0].label
+        self._writing: set[asyncio.Task[None]] = set()
+
+    async def aclose(self) -> None:
+        """Leave what is known to the next process, and close the accounts' sources."""
+        await self.record()
+        if self._writing:
+            await asyncio.wait(self._writing)
+        for account in self._accounts:
+            await account.tokens.aclose()
+
+    async def choose(self, repository: Repository, *, is_blob: bool) -> Account:
+        """Whom to ask as. Raises OciError TOO_MANY_REQUESTS while none may, DENIED if none is for this repository."""
+        able = self._able(repository)
+        for account in able:
+            await self._look(account)
+        now = time.time()
+        free = [account for account in able if not account.budget.pause(now, is_blob=is_blob)]
+        if not free:
+            wait = min(account.budget.pause(now, is_blob=is_blob) for account in able)
+            raise OciError(Problem.TOO_MANY_REQUESTS, f"{self._registry} limits our rate", retry_after=wait)
+        chosen = next((account for account in free if not account.budget.is_low(now)), None)
+        chosen = chosen or max(free, key=lambda account: _remaining(account, now))
+        self._note_choice(chosen, free, able)
+        return chosen
+
+    def _able(self, repository: Repository) -> list[Account]:
+        named = [account for account in self._accounts if account.is_for(repository)]
+        able = named or [account for account in self._accounts if not account.repositories]
+        if not able:
+            raise OciError(
+                Problem.DENIED, f"no account of {self._registry} is for {repository.name}: see its repositories"
+            )
+        return able
+
+    def _note_choice(self, chosen: Account, free: Sequence[Account], able: Sequence[Account]) -> None:
+        if len(able) != len(self._accounts) or chosen.label == self._usual:
+            return
+        reason = "is low" if any(one.label == self._usual for one in free) else "is paused"
+        self._log.warning("account switched", was=self._usual, account=chosen.label, reason=f"its budget {reason}")
+        self._usual = chosen.label
+
+    # What upstream says
+
+    def answered(self, account: Account, headers: Mapping[str, str]) -> None:
+        """Upstream answered a request of this account, with these headers, and not with 429."""
+        now, before = time.time(), account.budget.state
+        account.budget.answered(parse(headers), now)
+        self._watch(account, now)
+        if before.refusals:
+            self._log.info("rate limit over", account=account.label)
+            self._save(account)
+
+    def refused(self, account: Account, headers: Mapping[str, str], wait: float | None, *, is_blob: bool) -> None:
+        """Upstream answered 429: nobody asks as this account until the pause (seconds, if it says so) is over."""
+        now = time.time()
+        paused = account.budget.pause(now, is_blob=is_blob)
+        pause = account.budget.refused(wait, is_blob=is_blob, allowance=parse(headers), now=now)
+        if pause > paused + 1:
+            self._log.warning(
+                "rate limited", account=account.label, seconds=round(pause), said_by="upstream" if wait else "us",
+                until=_clock(now + pause),
+            )  # fmt: skip
+        self._watch(account, now)
+        self._save(account)
+
+    def _watch(self, account: Account, now: float) -> None:
+        known = account.budget.allowance(now)
+        if known is None:
+            return
+        self._metrics.rate_remaining.labels(self._registry, account.label).set(known.remaining)
+        self._metrics.rate_limit.labels(self._registry, account.label).set(known.limit)
+        low = account.budget.is_low(now)
+        if low and not account.was_low:
+            empty = account.budget.state.empty_at
+            self._log.warning(
+                "rate budget low", account=account.label, remaining=known.remaining, limit=known.limit,
+                source=known.source, remedy="tags are believed for longer, and the rest is kept for cold pulls",
+                **({} if empty is None else {"empty_at": _clock(empty)}),
+            )  # fmt: skip
+        account.was_low = low
+
+    # What it means for what is cached
+
+    def stretch(self, repository: Repository) -> float:
+        """By which factor answers about a repository are to be believed for longer; 1 while there is plenty."""
+        now = time.time()
+        return min((account.budget.stretch(now) for account in self._able_or_all(repository)), default=1.0)
+
+    def is_reserved(self, repository: Repository) -> bool:
+        """Whether what is left, of every account, is kept for what is not cached yet."""
+        now = time.time()
+        return all(account.budget.is_low(now) for account in self._able_or_all(repository))
+
+    def _able_or_all(self, repository: Repository) -> Sequence[Account]:
+        named = [account for account in self._accounts if account.is_for(repository)]
+        return named or [account for account in self._accounts if not account.repositories] or self._accounts
+
+    # Between processes
+
+    async def _look(self, account: Account) -> None:
+        """Learn what another process was told, if the last look is a while ago."""
+        if time.monotonic() - account.looked >= LOOK:
+            account.looked = time.monotonic()
+            await self._learn(account)
+
+    async def _learn(self, account: Account) -> None:
+        try:
+            found = await self._limits.load(self._registry, account.label)
+        except OSError as error:
+            self._log.warning("rate limits not read", reason=error.strerror)
+            return
+        if found is not None:
+            account.budget.state = account.budget.state.merged(found)
+
+    async def record(self) -> None:
+        """Tell the other processes, and the next one, what is known; called every few seconds."""
+        for account in self._accounts:
+            state = account.budget.state
+            if state == account.saved or not (state.seen or state.refusals):
+                continue
+            await self._learn(account)  # so as not to write over what another one was told
+            account.saved = account.budget.state
+            try:
+                await self._limits.save(self._registry, account.label, account.budget.state)
+            except OSError as error:
+                self._log.warning("rate limits not recorded", reason=error.strerror)
+
+    def _save(self, account: Account) -> None:
+        """Have a pause, or its end, written at once: the other workers are about to run into it."""
+        account.looked = time.monotonic()
+        task = asyncio.create_task(self.record())
+        self._writing.add(task)
+        task.add_done_callback(self._writing.discard)
+
+
+def open_account(settings: sections.Account, upstream: sections.Upstream, egress: Egress, log: Logger) -> Account:
+    """An account as it is configured; nothing is asked yet."""
+    source = source_of(settings, upstream.registry, upstream.base)
+    credential = (
+        None if source is None else Refreshing(source, log.bind(upstream=upstream.registry, account=settings.label))
+    )
+    tokens = Tokens(upstream.registry, upstream.realm_hosts, egress, credential, settings.label)
+    return Account(settings.label, tokens, Budget(upstream.rate_reserve), settings.repositories)
+
+
+def _remaining(account: Account, now: float) -> float:
+    known = account.budget.allowance(now)
+    return float("inf") if known is None else known.remaining
+
+
+def _clock(moment: float) -> str:
+    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds")

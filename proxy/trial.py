@@ -1,0 +1,61 @@
+"""A try of each account of an upstream, for `entrepot check`: one sentence for what does not work."""
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+
+from yarl import URL
+
+from proxy import sections
+from proxy.accounts import open_account
+from proxy.egress import Egress
+from proxy.oci import challenge
+from proxy.oci.errors import OciError
+from proxy.telemetry import quiet
+
+LONGEST = 20.0  # seconds for one account
+
+
+def is_worth_trying(upstream: sections.Upstream) -> bool:
+    """Whether there is something that could be wrong: an account, a proxy, or TLS files of its own."""
+    has_account = any(not account.anonymous for account in upstream.accounts)
+    return has_account or any((upstream.proxy, upstream.ca_file, upstream.client_certificate))
+
+
+async def problems(upstreams: Sequence[sections.Upstream]) -> list[str]:
+    """Ask each upstream who we are to it, as each of its accounts: a sentence for each that fails."""
+    trials = [(index, upstream) for index, upstream in enumerate(upstreams) if is_worth_trying(upstream)]
+    found = await asyncio.gather(*(_tried(upstream, f"upstream[{index}]") for index, upstream in trials))
+    return [sentence for sentences in found for sentence in sentences]
+
+
+async def _tried(upstream: sections.Upstream, key: str) -> list[str]:
+    said = []
+    async with Egress(upstream) as egress:
+        for account in upstream.accounts:
+            try:
+                async with asyncio.timeout(LONGEST):
+                    await _log_in(upstream, account, egress)
+            except OciError as error:
+                said.append(f"{key}: {error.message}")
+            except TimeoutError:
+                said.append(f"{key}: {upstream.registry} as {account.label}: no answer within {LONGEST:g} s")
+    return list(dict.fromkeys(said))
+
+
+async def _log_in(upstream: sections.Upstream, settings: sections.Account, egress: Egress) -> None:
+    """Ask for /v2/, and show who we are if that is asked. Raises OciError with what is wrong."""
+    url = URL(f"{upstream.base}/v2/", encoded=True)
+    account = open_account(settings, upstream, egress, quiet())
+    try:
+        with contextlib.closing(await egress.request("GET", url, {}, fresh=True)) as response:
+            challenges = challenge.parse(response.headers.getall("WWW-Authenticate", ()))
+            if response.status != 401:
+                await account.tokens.login(())  # that there is a credential is all that can be seen
+                return
+        authorization = await account.tokens.login(challenges)
+        with contextlib.closing(await egress.request("GET", url, {}, authorization, fresh=True)) as response:
+            if response.status in {401, 403} and not settings.anonymous:
+                raise account.tokens.refused(upstream.registry)
+    finally:
+        await account.tokens.aclose()

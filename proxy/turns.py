@@ -1,0 +1,128 @@
+"""Turns at one upstream: so many requests at once, and no repository waits behind another's queue."""
+
+import asyncio
+import contextlib
+import time
+from collections import Counter, OrderedDict, deque
+from collections.abc import AsyncIterator, Hashable
+
+from proxy.oci.errors import OciError
+from proxy.oci.retry import Ramp
+
+
+class Turns:
+    """A bounded number of turns, given round robin between those who wait under different keys.
+
+    The last quarter is for keys that hold none: whoever has many layers on their way cannot keep others from starting.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._shared = most - most // 4
+        self._held: Counter[Hashable] = Counter()
+        self._total = 0
+        self._waiting: OrderedDict[Hashable, deque[asyncio.Future[None]]] = OrderedDict()
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for a turn."""
+        return sum(len(queue) for queue in self._waiting.values())
+
+    @contextlib.asynccontextmanager
+    async def turn(self, key: Hashable) -> AsyncIterator[None]:
+        """Hold one turn, first come first served under one key."""
+        await self._take(key)
+        try:
+            yield
+        finally:
+            self._give_back(key)
+
+    async def _take(self, key: Hashable) -> None:
+        if key not in self._waiting and self._may(key):
+            self._hold(key)
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(key, deque()).append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._give_back(key)  # given in the same moment
+            else:
+                self._forget(key, turn)
+            raise
+
+    def _may(self, key: Hashable) -> bool:
+        return self._total < self._shared or (self._total < self._most and not self._held[key])
+
+    def _hold(self, key: Hashable) -> None:
+        self._held[key] += 1
+        self._total += 1
+
+    def _give_back(self, key: Hashable) -> None:
+        self._total -= 1
+        self._held[key] -= 1
+        if not self._held[key]:
+            del self._held[key]
+        self._serve()
+
+    def _forget(self, key: Hashable, turn: asyncio.Future[None]) -> None:
+        queue = self._waiting.get(key, deque())
+        if turn in queue:  # else it was passed over already
+            queue.remove(turn)
+            if not queue:
+                del self._waiting[key]
+
+    def _serve(self) -> None:
+        """Give what is free to whoever is next: the key that was served goes to the end of the round."""
+        while (turn := self._next()) is not None:
+            turn.set_result(None)
+
+    def _next(self) -> asyncio.Future[None] | None:
+        for key in [key for key in self._waiting if self._may(key)]:
+            queue = self._waiting.pop(key)
+            turn = queue.popleft()
+            if queue:
+                self._waiting[key] = queue  # at the end of the round
+            if not turn.cancelled():
+                self._hold(key)
+                return turn
+        return None
+
+
+class CarefulTurns:
+    """Turns that widen as answers come: for questions to which there is an older answer anyway."""
+
+    def __init__(self, ramp: Ramp) -> None:
+        self._ramp = ramp
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    @contextlib.asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Hold one turn; an exception within says that there was no answer, but for one that is upstream's word."""
+        while not self._ramp.enter(time.monotonic()):
+            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append(turn)
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if turn.done() and not turn.cancelled():
+                    self._wake(1)  # it was called in the same moment: the next one may
+                raise
+        is_good = False
+        try:
+            yield
+            is_good = True
+        except OciError as error:
+            is_good = not error.problem.is_outage
+            raise
+        finally:
+            self._ramp.leave(time.monotonic(), is_good=is_good)
+            self._wake(2)  # each answer makes room for two
+
+    def _wake(self, count: int) -> None:
+        while self._waiting and count:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                count -= 1
