@@ -164,7 +164,6 @@ class Exchange:
         if authorization is not None and _leads_elsewhere(challenges, account.tokens.known(ask.repository)):
             # NVCR: what it asks for once a token has expired is not to be had; what it asks of strangers is.
             response.close()
-            authorization = None
             response = await self._followed(ask, account, None)
             if response.status != 401:
                 return response
