@@ -160,15 +160,17 @@ class Exchange:
         response = await self._followed(ask, account, authorization)
         if response.status != 401:
             return response
-        challenges = await self._challenges(response)
-        if authorization is not None and _leads_elsewhere(challenges, account.tokens.known(ask.repository)):
+        if authorization is not None and _leads_elsewhere(_asked_for(response), account.tokens.known(ask.repository)):
             # NVCR: what it asks for once a token has expired is not to be had; what it asks of strangers is.
             response.close()
             response = await self._followed(ask, account, None)
             if response.status != 401:
                 return response
-            challenges = await self._challenges(response)
-        renewed = await account.tokens.renewed(ask.repository, challenges, authorization)
+        try:
+            renewed = await account.tokens.renewed(ask.repository, await self._challenges(response), authorization)
+        except BaseException:
+            response.close()
+            raise
         if renewed is None:
             return response
         response.close()
@@ -176,12 +178,12 @@ class Exchange:
 
     async def _challenges(self, response: aiohttp.ClientResponse) -> tuple[Challenge, ...]:
         """What upstream asks for; if this answer does not say, what /v2/ says (Google's registries)."""
-        found = challenge.parse(response.headers.getall("WWW-Authenticate", ()))
+        found = _asked_for(response)
         if any(one.scheme in {"bearer", "basic"} for one in found):
             return found
         url = URL(f"{self._egress.base}/v2/", encoded=True)
         with contextlib.closing(await self._egress.request("GET", url, {}, fresh=True)) as ping:
-            return challenge.parse(ping.headers.getall("WWW-Authenticate", ()))
+            return _asked_for(ping)
 
     # One request
 
@@ -197,8 +199,7 @@ class Exchange:
 
     async def _introduced(self, ask: Ask, account: Account, response: aiohttp.ClientResponse) -> aiohttp.ClientResponse:
         """A host that upstream redirects to wants to know us (registry.k8s.io): it gets an anonymous token."""
-        challenges = challenge.parse(response.headers.getall("WWW-Authenticate", ()))
-        bearer = next((one for one in challenges if one.scheme == "bearer" and one.realm), None)
+        bearer = next((one for one in _asked_for(response) if one.scheme == "bearer" and one.realm), None)
         if bearer is None:
             return response
         response.close()
@@ -256,6 +257,10 @@ class Exchange:
                 return OciError(Problem.UPSTREAM_ERROR, f"{self._registry} answered {status}", retry_after=wait)
             case _:
                 return OciError(Problem.UPSTREAM_INVALID, f"{self._registry} answered {status}")
+
+
+def _asked_for(response: aiohttp.ClientResponse) -> tuple[Challenge, ...]:
+    return challenge.parse(response.headers.getall("WWW-Authenticate", ()))
 
 
 def _leads_elsewhere(challenges: tuple[Challenge, ...], known: Challenge | None) -> bool:
