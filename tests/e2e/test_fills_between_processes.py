@@ -187,7 +187,8 @@ async def test_a_fill_whose_process_is_killed_is_resumed_by_the_next(upstream: F
         await gate.reached.wait()
         await until(lambda: spool_size(store) == 600_000)
         await one.stop(signal.SIGKILL)
-        await first
+        with contextlib.suppress(asyncio.IncompleteReadError):  # it may have died before its answer's head went out
+            await first
     async with serving(toml(upstream.url), store) as following:
         assert await pull(following, digest) == digest
     assert [request.header("Range") for request in upstream.matching("GET")] == [None, "bytes=600000-"]
