@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 
 from proxy import sections
@@ -12,7 +11,7 @@ from proxy.credentials.opening import source_of
 from proxy.credentials.refreshing import Refreshing
 from proxy.egress import Egress
 from proxy.oci.errors import OciError, Problem
-from proxy.oci.ratelimit import Budget, parse
+from proxy.oci.ratelimit import Budget, State, as_utc, parse
 from proxy.oci.reference import Repository
 from proxy.stores.base import LimitStore
 from proxy.telemetry import Logger, Metrics
@@ -30,7 +29,7 @@ class Account:
     budget: Budget
     repositories: Sequence[str] = ()
     looked: float = field(default=float("-inf"), repr=False)  # monotonic seconds
-    saved: object = field(default=None, repr=False)  # the state that is on disk, as far as is known
+    saved: State | None = field(default=None, repr=False)  # the state that is on disk, as far as is known
     was_low: bool = field(default=False, repr=False)
 
     def is_for(self, repository: Repository) -> bool:
@@ -51,6 +50,7 @@ class Accounts:
         self._log = log.bind(upstream=registry)
         self._usual = accounts[0].label
         self._writing: set[asyncio.Task[None]] = set()
+        self._recording = asyncio.Lock()  # two at once could leave the older state on disk
 
     async def aclose(self) -> None:
         """Leave what is known to the next process, and close the accounts' sources."""
@@ -63,6 +63,10 @@ class Accounts:
     async def choose(self, repository: Repository, *, is_blob: bool) -> Account:
         """Whom to ask as. Raises OciError TOO_MANY_REQUESTS while none may, DENIED if none is for this repository."""
         able = self._able(repository)
+        if not able:
+            raise OciError(
+                Problem.DENIED, f"no account of {self._registry} is for {repository.name}: see its repositories"
+            )
         for account in able:
             await self._look(account)
         now = time.time()
@@ -75,14 +79,10 @@ class Accounts:
         self._note_choice(chosen, free, able)
         return chosen
 
-    def _able(self, repository: Repository) -> list[Account]:
+    def _able(self, repository: Repository) -> Sequence[Account]:
+        """The accounts for a repository: those that name it, else those that name none."""
         named = [account for account in self._accounts if account.is_for(repository)]
-        able = named or [account for account in self._accounts if not account.repositories]
-        if not able:
-            raise OciError(
-                Problem.DENIED, f"no account of {self._registry} is for {repository.name}: see its repositories"
-            )
-        return able
+        return named or [account for account in self._accounts if not account.repositories]
 
     def _note_choice(self, chosen: Account, free: Sequence[Account], able: Sequence[Account]) -> None:
         if len(able) != len(self._accounts) or chosen.label == self._usual:
@@ -98,7 +98,7 @@ class Accounts:
         now, before = time.time(), account.budget.state
         account.budget.answered(parse(headers), now)
         self._watch(account, now)
-        if before.refusals:
+        if before.refusals and not account.budget.state.refusals:
             self._log.info("rate limit over", account=account.label)
             self._save(account)
 
@@ -109,9 +109,12 @@ class Accounts:
         pause = account.budget.refused(wait, is_blob=is_blob, allowance=parse(headers), now=now)
         if pause > paused + 1:
             self._log.warning(
-                "rate limited", account=account.label, seconds=round(pause), said_by="upstream" if wait else "us",
-                until=_clock(now + pause),
-            )  # fmt: skip
+                "rate limited",
+                account=account.label,
+                seconds=round(pause),
+                said_by="us" if wait is None else "upstream",
+                until=as_utc(now + pause),
+            )
         self._watch(account, now)
         self._save(account)
 
@@ -127,7 +130,7 @@ class Accounts:
             self._log.warning(
                 "rate budget low", account=account.label, remaining=known.remaining, limit=known.limit,
                 source=known.source, remedy="tags are believed for longer, and the rest is kept for cold pulls",
-                **({} if empty is None else {"empty_at": _clock(empty)}),
+                **({} if empty is None else {"empty_at": as_utc(empty)}),
             )  # fmt: skip
         account.was_low = low
 
@@ -136,16 +139,13 @@ class Accounts:
     def stretch(self, repository: Repository) -> float:
         """By which factor answers about a repository are to be believed for longer; 1 while there is plenty."""
         now = time.time()
-        return min((account.budget.stretch(now) for account in self._able_or_all(repository)), default=1.0)
+        return min((account.budget.stretch(now) for account in self._able(repository)), default=1.0)
 
     def is_reserved(self, repository: Repository) -> bool:
         """Whether what is left, of every account, is kept for what is not cached yet."""
         now = time.time()
-        return all(account.budget.is_low(now) for account in self._able_or_all(repository))
-
-    def _able_or_all(self, repository: Repository) -> Sequence[Account]:
-        named = [account for account in self._accounts if account.is_for(repository)]
-        return named or [account for account in self._accounts if not account.repositories] or self._accounts
+        able = self._able(repository)
+        return bool(able) and all(account.budget.is_low(now) for account in able)
 
     # Between processes
 
@@ -166,16 +166,19 @@ class Accounts:
 
     async def record(self) -> None:
         """Tell the other processes, and the next one, what is known; called every few seconds."""
-        for account in self._accounts:
-            state = account.budget.state
-            if state == account.saved or not (state.seen or state.refusals):
-                continue
-            await self._learn(account)  # so as not to write over what another one was told
-            account.saved = account.budget.state
-            try:
-                await self._limits.save(self._registry, account.label, account.budget.state)
-            except OSError as error:
-                self._log.warning("rate limits not recorded", reason=error.strerror)
+        async with self._recording:
+            for account in self._accounts:
+                if account.budget.state not in {account.saved, State()}:
+                    await self._record(account)
+
+    async def _record(self, account: Account) -> None:
+        await self._learn(account)  # so as not to write over what another one was told
+        state = account.budget.state
+        try:
+            await self._limits.save(self._registry, account.label, state)
+            account.saved = state
+        except OSError as error:
+            self._log.warning("rate limits not recorded", reason=error.strerror)
 
     def _save(self, account: Account) -> None:
         """Have a pause, or its end, written at once: the other workers are about to run into it."""
@@ -198,7 +201,3 @@ def open_account(settings: sections.Account, upstream: sections.Upstream, egress
 def _remaining(account: Account, now: float) -> float:
     known = account.budget.allowance(now)
     return float("inf") if known is None else known.remaining
-
-
-def _clock(moment: float) -> str:
-    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds")

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from proxy.files import hop
-from proxy.oci.ratelimit import Budget, State
+from proxy.oci.ratelimit import Budget, State, as_utc
 from proxy.stores.base import LimitStore
 
 PAGE = """Entrepot, the operator's side.
@@ -75,11 +74,7 @@ def _told(registry: str, account: str, state: State, now: float) -> Mapping[str,
         "remaining": None if known is None else known.remaining,
         "window": None if known is None else known.window,
         "source": None if known is None else known.source,
-        "seen": _clock(state.seen or None),
-        "paused_until": _clock(now + pause if pause else None),
-        "empty_at": _clock(state.empty_at if known is not None else None),
+        "seen": as_utc(state.seen) if state.seen else None,
+        "paused_until": as_utc(now + pause) if pause else None,
+        "empty_at": None if known is None or state.empty_at is None else as_utc(state.empty_at),
     }
-
-
-def _clock(moment: float | None) -> str | None:
-    return None if moment is None else datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds")

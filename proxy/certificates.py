@@ -1,14 +1,11 @@
 """The server's TLS certificate and key, read again when they change."""
 
-import os
 import ssl
 from pathlib import Path
 
 from proxy.config import ConfigError
-from proxy.files import hop
+from proxy.files import hop, stamp
 from proxy.telemetry import Logger
-
-Stamp = tuple[int, ...]
 
 
 class Certificate:
@@ -20,7 +17,7 @@ class Certificate:
         self._key = key
         self.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         try:
-            self._stamp = self._look()
+            self._stamp = stamp(self._certificate, self._key)
             self._load(self.context)
         except OSError as error:
             # ssl.SSLError is an OSError: a certificate that does not fit its key, or is none.
@@ -35,22 +32,15 @@ class Certificate:
             log.warning("TLS certificate not renewed, keeping the old one", reason=str(error))
 
     def _reload(self) -> bool:
-        stamp = self._look()
-        if stamp == self._stamp:
+        found = stamp(self._certificate, self._key)
+        if found == self._stamp:
             return False
         # Tried on a context of its own first: a failure would leave the live one without a key.
         self._load(ssl.create_default_context(ssl.Purpose.CLIENT_AUTH))
         self._load(self.context)
-        self._stamp = stamp
+        self._stamp = found
         return True
 
     def _load(self, context: ssl.SSLContext) -> None:
         # A password, though a wrong one, for a key that wants one: else OpenSSL asks the terminal, and all wait.
         context.load_cert_chain(self._certificate, self._key, password="")
-
-    def _look(self) -> Stamp:
-        return tuple(
-            number
-            for status in (os.stat(self._certificate), os.stat(self._key))
-            for number in (status.st_ino, status.st_mtime_ns, status.st_size)
-        )

@@ -109,6 +109,9 @@ class Download:
         """Wait a little before the next request, or give up. Raises OciError."""
         if has_progressed:
             self._failures, self._since = 0, time.monotonic()
+        elif self._total is not None and self._growth.done == self._total - 1:
+            # As a cache does that has found the bytes to be wrong: they are not to be built upon.
+            raise self._invalid("withholds the last byte of a blob")
         self._failures += 1
         registry = self._source.repository.registry
         if self._failures >= ATTEMPTS or time.monotonic() - self._since > PERSEVERANCE:

@@ -11,6 +11,8 @@ from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from proxy import __version__, failures, sections
+from proxy.oci import challenge
+from proxy.oci.challenge import Challenge
 from proxy.oci.errors import OciError, Problem
 from proxy.oci.hostname import may_be_asked_for
 from proxy.pauses import Pauses
@@ -72,6 +74,10 @@ class Egress:
             sent["Authorization"] = authorization
         context = self._trust.contexts.foreign if guarded else self._trust.contexts.own
         return await self._exchange(Sending(method, url, sent, guarded, fresh), context)
+
+    async def ping(self, authorization: str | None = None) -> aiohttp.ClientResponse:
+        """Ask for /v2/: whether upstream is there, and what it asks of us. Raises OciError."""
+        return await self.request("GET", URL(f"{self.base}/v2/", encoded=True), {}, authorization, fresh=True)
 
     async def ask_realm(
         self, url: URL, authorization: str | None, form: Mapping[str, str] | None = None
@@ -169,6 +175,11 @@ def _plain_url(text: str, base: URL) -> URL | None:
     except ValueError:
         return None
     return url if plain and text.isascii() and text.isprintable() else None
+
+
+def asked_for(response: aiohttp.ClientResponse) -> tuple[Challenge, ...]:
+    """What an answer wants to see first."""
+    return challenge.parse(response.headers.getall("WWW-Authenticate", ()))
 
 
 async def read_limited(response: aiohttp.ClientResponse, limit: int) -> bytes:

@@ -12,8 +12,7 @@ import aiohttp
 from yarl import URL
 
 from proxy.accounts import Account, Accounts
-from proxy.egress import Egress, read_limited
-from proxy.oci import challenge
+from proxy.egress import Egress, asked_for, read_limited
 from proxy.oci.challenge import Challenge
 from proxy.oci.errors import OciError, Problem
 from proxy.oci.reference import Repository
@@ -42,6 +41,7 @@ class Ask:
     fresh: bool = False  # no digest vouches for the answer: it needs a connection of its own
     redirects: bool = True
     is_blob: bool = False  # which no registry counts as a pull
+    is_download: bool = False  # its body may take long: questions do not wait behind it
     has_fallback: bool = False  # there is an older answer to give: no use in trying for long, or all at once
     allowed: frozenset[int] = frozenset()  # statuses that are answers, besides the usual ones
 
@@ -76,7 +76,7 @@ class Exchange:
     @contextlib.asynccontextmanager
     async def answer(self, ask: Ask, *, budget: float | None = None) -> AsyncIterator[aiohttp.ClientResponse]:
         """The answer to a question, within its budget (seconds) once it is its turn; closed on leaving."""
-        async with (self._downloads if ask.is_blob else self._questions).turn(ask.repository):
+        async with (self._downloads if ask.is_download else self._questions).turn(ask.repository):
             response = await self._within(ask, ask.budget if budget is None else budget, self._asked)
             with contextlib.closing(response):
                 yield response
@@ -160,7 +160,7 @@ class Exchange:
         response = await self._followed(ask, account, authorization)
         if response.status != 401:
             return response
-        if authorization is not None and _leads_elsewhere(_asked_for(response), account.tokens.known(ask.repository)):
+        if authorization is not None and _leads_elsewhere(asked_for(response), account.tokens.known(ask.repository)):
             # NVCR: what it asks for once a token has expired is not to be had; what it asks of strangers is.
             response.close()
             response = await self._followed(ask, account, None)
@@ -178,12 +178,11 @@ class Exchange:
 
     async def _challenges(self, response: aiohttp.ClientResponse) -> tuple[Challenge, ...]:
         """What upstream asks for; if this answer does not say, what /v2/ says (Google's registries)."""
-        found = _asked_for(response)
+        found = asked_for(response)
         if any(one.scheme in {"bearer", "basic"} for one in found):
             return found
-        url = URL(f"{self._egress.base}/v2/", encoded=True)
-        with contextlib.closing(await self._egress.request("GET", url, {}, fresh=True)) as ping:
-            return _asked_for(ping)
+        with contextlib.closing(await self._egress.ping()) as ping:
+            return asked_for(ping)
 
     # One request
 
@@ -199,13 +198,17 @@ class Exchange:
 
     async def _introduced(self, ask: Ask, account: Account, response: aiohttp.ClientResponse) -> aiohttp.ClientResponse:
         """A host that upstream redirects to wants to know us (registry.k8s.io): it gets an anonymous token."""
-        bearer = next((one for one in _asked_for(response) if one.scheme == "bearer" and one.realm), None)
+        bearer = next((one for one in asked_for(response) if one.scheme == "bearer" and one.realm), None)
         if bearer is None:
             return response
-        response.close()
-        token = await account.tokens.introduction(ask.repository, bearer, response.url.origin())
-        headers = {**ask.headers, "Authorization": token}
-        again = await self._egress.request(ask.method, response.url, headers, fresh=ask.fresh)
+        token, again = None, response
+        for _ in range(2):  # the second time with a new token, should the one at hand be good no more
+            again.close()
+            token = await account.tokens.introduction(ask.repository, bearer, response.url.origin(), token)
+            headers = {**ask.headers, "Authorization": token}
+            again = await self._egress.request(ask.method, response.url, headers, fresh=ask.fresh)
+            if again.status != 401:
+                break
         return await self._egress.follow(ask.method, again, ask.headers, None, fresh=ask.fresh)
 
     def _expired(self, response: aiohttp.ClientResponse) -> aiohttp.ClientResponse:
@@ -257,10 +260,6 @@ class Exchange:
                 return OciError(Problem.UPSTREAM_ERROR, f"{self._registry} answered {status}", retry_after=wait)
             case _:
                 return OciError(Problem.UPSTREAM_INVALID, f"{self._registry} answered {status}")
-
-
-def _asked_for(response: aiohttp.ClientResponse) -> tuple[Challenge, ...]:
-    return challenge.parse(response.headers.getall("WWW-Authenticate", ()))
 
 
 def _leads_elsewhere(challenges: tuple[Challenge, ...], known: Challenge | None) -> bool:

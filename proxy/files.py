@@ -99,6 +99,15 @@ class Handle:
             os.close(self._fd)
 
 
+def stamp(*paths: Path) -> tuple[int, ...]:
+    """What changes when one of these files is replaced or written; blocking. Raises OSError if one is gone."""
+    return tuple(
+        number
+        for status in map(os.stat, paths)
+        for number in (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
+    )
+
+
 async def hop(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run one blocking call in a thread.
 

@@ -3,8 +3,6 @@
 import asyncio
 import time
 
-from yarl import URL
-
 from proxy.egress import Egress
 from proxy.oci.errors import OciError, Problem
 from proxy.oci.retry import Breaker
@@ -61,8 +59,7 @@ class Outage:
         """Ask for /v2/, a question of our own that no client can make hang; any answer at all will do."""
         try:
             async with asyncio.timeout(PROBE_BUDGET):
-                url = URL(f"{self._egress.base}/v2/", encoded=True)
-                (await self._egress.request("GET", url, {}, fresh=True)).close()
+                (await self._egress.ping()).close()
         except (OciError, TimeoutError) as error:
             if not isinstance(error, OciError) or error.problem is not Problem.OVERLOADED:
                 self._breaker.failed(time.monotonic())

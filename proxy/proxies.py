@@ -1,12 +1,12 @@
 """Which proxy a request goes through: the one that the configuration names, or what the environment says."""
 
-from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pydantic import SecretStr
 from yarl import URL
 
+from proxy.oci.challenge import basic
 from proxy.oci.noproxy import NoProxy, parse
 
 
@@ -91,5 +91,4 @@ def _url(text: str) -> URL | None:
 def _basic(username: str | None, password: str | None) -> SecretStr | None:
     if username is None and password is None:
         return None
-    pair = f"{username or ''}:{password or ''}"
-    return SecretStr(f"Basic {b64encode(pair.encode()).decode()}")
+    return SecretStr(basic(username or "", password or ""))

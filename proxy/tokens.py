@@ -6,7 +6,6 @@ import hmac
 import json
 import secrets
 import time
-from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,7 @@ from yarl import URL
 from proxy.credentials.base import Credential, CredentialError
 from proxy.credentials.refreshing import Refreshing
 from proxy.egress import Egress, read_limited
-from proxy.oci.challenge import Challenge
+from proxy.oci.challenge import Challenge, basic
 from proxy.oci.errors import OciError, Problem
 from proxy.oci.reference import Repository
 from proxy.oci.retry import retry_after
@@ -104,8 +103,7 @@ class Tokens:
             return None
         if challenge.scheme == "basic" and rejected is not None and rejected.startswith("Basic "):
             return await self._other_basic(rejected)
-        self._forget(repository, challenge, rejected)
-        answer = await self._answer(repository, challenge)
+        answer = await self._answer(repository, challenge, rejected)
         self._challenges[repository] = self._usual = challenge  # now that it has led to something
         return None if answer == rejected else answer
 
@@ -119,40 +117,29 @@ class Tokens:
         if challenge is None:
             is_basic = any(one.scheme == "basic" for one in challenges)
             return _basic(credential) if is_basic and credential is not None else None
-        key = Key(
-            self._registry, self._fingerprint(credential), challenge.realm or "", challenge.service or "", scope=""
-        )
-        return await self._token(key, self._egress.origin)
+        return await self._token(self._key(credential, challenge, ""), self._egress.origin)
 
-    async def introduction(self, repository: Repository, challenge: Challenge, origin: URL) -> str:
+    async def introduction(
+        self, repository: Repository, challenge: Challenge, origin: URL, rejected: str | None
+    ) -> str:
         """A token for a host that upstream redirects to: anonymous, from that host itself. Raises OciError."""
-        scope = challenge.scope or f"repository:{repository.name}:pull"
-        key = Key(self._registry, "", challenge.realm or "", challenge.service or "", scope)
-        return await self._token(key, origin)
+        return await self._token(self._key(None, challenge, challenge.scope or _scope(repository)), origin, rejected)
 
-    def _forget(self, repository: Repository, challenge: Challenge, rejected: str | None) -> None:
-        """Drop a token that upstream no longer takes; one that was renewed in the meantime stays."""
-        scope = _scope(repository)
-        for key, token in list(self._tokens.items()):
-            if key.scope == scope and key.realm == challenge.realm and rejected == f"Bearer {token.value}":
-                del self._tokens[key]
-
-    async def _answer(self, repository: Repository, challenge: Challenge) -> str | None:
+    async def _answer(self, repository: Repository, challenge: Challenge, rejected: str | None = None) -> str | None:
         credential = await self._current()
         if challenge.scheme == "basic":
             return None if credential is None else _basic(credential)
-        key = Key(
-            self._registry,
-            self._fingerprint(credential),
-            challenge.realm or "",
-            challenge.service or "",
-            _scope(repository),
-        )
-        return await self._token(key, self._egress.origin)
+        key = self._key(credential, challenge, _scope(repository))
+        return await self._token(key, self._egress.origin, rejected)
 
-    async def _token(self, key: Key, origin: URL) -> str:
+    def _key(self, credential: Credential | None, challenge: Challenge, scope: str) -> Key:
+        fingerprint = self._fingerprint(credential)
+        return Key(self._registry, fingerprint, challenge.realm or "", challenge.service or "", scope)
+
+    async def _token(self, key: Key, origin: URL, rejected: str | None = None) -> str:
+        """The token at hand, unless it is the one that was rejected: one that was renewed in the meantime is good."""
         token = self._tokens.get(key)
-        if token is not None and time.monotonic() < token.until:
+        if token is not None and time.monotonic() < token.until and rejected != f"Bearer {token.value}":
             return f"Bearer {token.value}"
         return f"Bearer {await self._flights.run(key, lambda: self._fetch(key, origin))}"
 
@@ -256,7 +243,7 @@ def _scope(repository: Repository) -> str:
 
 
 def _basic(credential: Credential) -> str:
-    return f"Basic {b64encode(f'{credential.username}:{credential.secret}'.encode()).decode()}"
+    return basic(credential.username, credential.secret)
 
 
 def _read_token(body: bytes, realm: URL) -> tuple[str, float]:

@@ -4,12 +4,9 @@ import asyncio
 import contextlib
 from collections.abc import Sequence
 
-from yarl import URL
-
 from proxy import sections
 from proxy.accounts import open_account
-from proxy.egress import Egress
-from proxy.oci import challenge
+from proxy.egress import Egress, asked_for
 from proxy.oci.errors import OciError
 from proxy.telemetry import quiet
 
@@ -45,16 +42,15 @@ async def _tried(upstream: sections.Upstream, key: str) -> list[str]:
 
 async def _log_in(upstream: sections.Upstream, settings: sections.Account, egress: Egress) -> None:
     """Ask for /v2/, and show who we are if that is asked. Raises OciError with what is wrong."""
-    url = URL(f"{upstream.base}/v2/", encoded=True)
     account = open_account(settings, upstream, egress, quiet())
     try:
-        with contextlib.closing(await egress.request("GET", url, {}, fresh=True)) as response:
-            challenges = challenge.parse(response.headers.getall("WWW-Authenticate", ()))
+        with contextlib.closing(await egress.ping()) as response:
+            challenges = asked_for(response)
             if response.status != 401:
                 await account.tokens.login(())  # that there is a credential is all that can be seen
                 return
         authorization = await account.tokens.login(challenges)
-        with contextlib.closing(await egress.request("GET", url, {}, authorization, fresh=True)) as response:
+        with contextlib.closing(await egress.ping(authorization)) as response:
             if response.status in {401, 403} and not settings.anonymous:
                 raise account.tokens.refused(upstream.registry)
     finally:

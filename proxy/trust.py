@@ -1,17 +1,16 @@
 """Whom one upstream's TLS believes and as whom it appears, read again when the files change."""
 
-import os
 import ssl
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from proxy.config import Config, ConfigError
-from proxy.files import hop
+from proxy.files import hop, stamp
 from proxy.sections import Upstream
 from proxy.telemetry import Logger
 
 Context = ssl.SSLContext | bool  # True: the system's roots and nothing more; False: nothing is verified
-Stamp = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +32,7 @@ class Trust:
         self._files = [file for file in files if file is not None]
         # Until `open` there is no trust but the system's.
         self.contexts = Contexts(own=not settings.insecure, realm=True, foreign=True, proxy=None)
-        self._stamp: Stamp = ()
+        self._stamp: Sequence[tuple[int, ...]] = ()
         self._warned = False
 
     async def open(self) -> None:
@@ -64,28 +63,26 @@ class Trust:
         return changed
 
     def _reload(self) -> bool:
-        stamp = self._look()
-        if stamp == self._stamp:
+        if self._look() == self._stamp:
             return False
         self._load()
         return True
 
     def _load(self) -> None:
         # The stamp is from before: what changes while it is read is read once more.
-        stamp = self._look()
+        found = self._look()
         self.contexts = _contexts(self._settings)
-        self._stamp = stamp
+        self._stamp = found
 
-    def _look(self) -> Stamp:
-        return tuple(number for file in self._files for number in _stamp(file))
+    def _look(self) -> Sequence[tuple[int, ...]]:
+        return [_stamp(file) for file in self._files]
 
 
-def _stamp(file: Path) -> Stamp:
+def _stamp(file: Path) -> tuple[int, ...]:
     try:
-        status = os.stat(file)
+        return stamp(file)
     except OSError:
-        return (0, 0, 0)  # that it is gone is a change as well
-    return (status.st_ino, status.st_mtime_ns, status.st_size)
+        return ()  # that it is gone is a change as well
 
 
 def problems(config: Config) -> list[str]:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType, TracebackType
 from typing import Self
 from urllib.parse import urlencode
@@ -147,7 +147,14 @@ class Upstream:
 
     async def head_blob(self, repository: Repository, digest: Digest) -> int | None:
         """Whether a repository contains a blob: its size in bytes, if upstream tells it. Downloads nothing."""
-        ask = Ask("HEAD", repository, self._url(repository, f"blobs/{digest}"), Problem.BLOB_UNKNOWN, redirects=False)
+        ask = Ask(
+            "HEAD",
+            repository,
+            self._url(repository, f"blobs/{digest}"),
+            Problem.BLOB_UNKNOWN,
+            redirects=False,
+            is_blob=True,
+        )
         began = time.monotonic()
         try:
             async with self._exchange.answer(ask) as response:
@@ -158,25 +165,22 @@ class Upstream:
                 raise
         # A redirect leads to storage, whose signed URLs are good for GET only: ask for one byte, and read none.
         left = max(1.0, ask.budget - (time.monotonic() - began))
-        async with self.blob(repository, digest, start=0, stop=1, budget=left) as stream:
+        async with self._streamed(self._blob_ask(repository, digest, 0, 1), 0, left) as stream:
             return stream.total
 
-    @contextlib.asynccontextmanager
-    async def blob(
-        self,
-        repository: Repository,
-        digest: Digest,
-        *,
-        start: int = 0,
-        stop: int | None = None,
-        budget: float | None = None,
-    ) -> AsyncIterator[BlobStream]:
+    def blob(
+        self, repository: Repository, digest: Digest, *, start: int = 0, stop: int | None = None
+    ) -> contextlib.AbstractAsyncContextManager[BlobStream]:
         """Stream a blob from `start` (to `stop`, exclusive). Upstream may answer from 0 all the same: see `start`."""
+        return self._streamed(replace(self._blob_ask(repository, digest, start, stop), is_download=True), start)
+
+    def _blob_ask(self, repository: Repository, digest: Digest, start: int, stop: int | None) -> Ask:
         headers = {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"} if start or stop is not None else {}
-        ask = Ask(
-            "GET", repository, self._url(repository, f"blobs/{digest}"), Problem.BLOB_UNKNOWN, headers=headers,
-            is_blob=True,
-        )  # fmt: skip
+        url = self._url(repository, f"blobs/{digest}")
+        return Ask("GET", repository, url, Problem.BLOB_UNKNOWN, headers=headers, is_blob=True)
+
+    @contextlib.asynccontextmanager
+    async def _streamed(self, ask: Ask, start: int, budget: float | None = None) -> AsyncIterator[BlobStream]:
         async with self._exchange.answer(ask, budget=budget) as response:
             try:
                 stream = BlobStream(response, self._stall_timeout, self._count_bytes)

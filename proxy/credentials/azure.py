@@ -48,6 +48,7 @@ class Acr:
         usual = _AUTHORITIES.get((self._base.host or "").partition(".")[2])
         try:
             with DefaultAzureCredential(
+                # Azure's own variable, as its library would read it had it nothing else to go by.
                 authority=os.environ.get("AZURE_AUTHORITY_HOST") or usual,
                 exclude_shared_token_cache_credential=True,
                 exclude_visual_studio_code_credential=True,

@@ -1,12 +1,11 @@
 """A small file that others replace: looked at often, read only when it has changed."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from proxy.credentials.base import CredentialError
-from proxy.files import hop
+from proxy.files import hop, stamp
 
 T = TypeVar("T")
 
@@ -27,11 +26,10 @@ class Watched(Generic[T]):
     def _look(self) -> T:
         try:
             # Taken before the content: a file that changes in between is read again at the next look.
-            status = os.stat(self._path)
-            stamp = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
-            if self._value is None or stamp != self._stamp:
+            found = stamp(self._path)
+            if self._value is None or found != self._stamp:
                 self._value = self._parse(self._path)
-                self._stamp = stamp
+                self._stamp = found
         except OSError as error:
             raise CredentialError(f"{self._path} cannot be read ({error.strerror})") from None
         except ValueError as error:

@@ -1,6 +1,7 @@
 """What an upstream asks for in WWW-Authenticate (RFC 9110, section 11.6.1), read leniently and in linear time."""
 
 import re
+from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -50,6 +51,11 @@ class Challenge:
     def error(self) -> str | None:
         """Why a token that was sent is not good enough."""
         return self.get("error")
+
+
+def basic(username: str, secret: str) -> str:
+    """The answer to a Basic challenge (RFC 7617), and to a proxy's."""
+    return f"Basic {b64encode(f'{username}:{secret}'.encode()).decode()}"
 
 
 def parse(headers: Sequence[str]) -> tuple[Challenge, ...]:

@@ -4,6 +4,7 @@ import re
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 
 _QUANTITY = re.compile(r" *([0-9]{1,12}) *(?:[;,].*)?", re.ASCII | re.DOTALL)
 _WINDOW = re.compile(r";\s*w=([0-9]{1,9})\b", re.ASCII)
@@ -15,6 +16,11 @@ LONGEST_PAUSE = 600.0  # ... up to this
 PLENTY = 0.5  # of the limit left is no reason to ask less often
 MOST_STRETCH = 64.0
 SAMPLES = 64
+
+
+def as_utc(moment: float) -> str:
+    """A time as logs and the API write it."""
+    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +125,8 @@ class Budget:
     def allowance(self, now: float) -> Allowance | None:
         """What upstream said, unless its window is over since."""
         known = self.state.allowance
-        if known is None or not 0 <= now - self.state.seen < (known.window or LONGEST_PAUSE):
+        # Not for longer than a day: who lifts its limit says so by saying nothing more.
+        if known is None or not 0 <= now - self.state.seen < min(known.window or LONGEST_PAUSE, DAY):
             return None
         return known
 

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from proxy.files import Tree, hop
 from proxy.oci.ratelimit import State
 
+END = 253402300800.0  # unix seconds of the year 10000: no time that was meant
 _LIMIT = 4096  # bytes of a file
 _STATE = TypeAdapter(State)
 _KEYS = tuple(field.name for field in fields(State))
@@ -51,6 +52,8 @@ def _key(registry: str, account: str) -> str:
 def _parsed(record: Mapping[str, Any]) -> tuple[str, str, State] | None:
     try:
         state = _STATE.validate_python({key: record[key] for key in _KEYS})
+        if not all(0 <= moment < END for moment in (state.seen, state.paused_until, state.empty_at or 0)):
+            return None
         return str(record["registry"]), str(record["account"]), state
     except (ValidationError, KeyError):
         return None

@@ -220,6 +220,7 @@ async def test_workers_share_one_transfer(upstream: FakeRegistry, store: Path, k
         await until(lambda: len([line for line in proxy.lines if line["event"] == "serving"]) == 2)
         pulls = [asyncio.create_task(pull(proxy, digest)) for _ in range(16)]
         await gate.reached.wait()
+        await until(lambda: spool_size(store) == 600_000)
         if kill:
             os.kill(writer_of(store / "spool" / digest.replace(":", "-")), signal.SIGKILL)
         gate.open()

@@ -255,3 +255,24 @@ async def test_the_operator_sees_what_is_left_and_until_when_nobody_asks(
         assert (known["limit"], known["remaining"], known["window"]) == (100, 42, 21600)
         assert known["source"] == "192.0.2.1"
         assert datetime.fromisoformat(known["paused_until"]) > datetime.now(UTC) + timedelta(seconds=500)
+
+
+async def test_a_rate_limit_is_said_to_be_over_when_it_is(upstream: FakeRegistry, proxy: Proxy) -> None:
+    image = upstream.add_image(REPO, "v1", [b"one", b"two"])
+    upstream.on("GET", manifest="v2").status(429)
+    assert (await proxy.get(tag("v1"))).status == 200
+    assert (await proxy.get(tag("v2"))).status == 429
+    for digest in image.blob_digests:  # what goes on all the same is no sign
+        assert (await proxy.get(f"/v2/{REPO}/blobs/{digest}")).status == 200
+    assert logged(proxy, "rate limit over") == []
+
+
+async def test_an_account_of_no_repository_at_all_makes_nothing_stale(
+    upstream: FakeRegistry, store: Path, tmp_path: Path
+) -> None:
+    named = accounts(tmp_path).replace("[[upstream.account]]", '[[upstream.account]]\nrepositories = ["acme/*"]')
+    async with running(toml(upstream.url, more=named), store) as proxy:
+        got = await proxy.get(tag("v1"))
+        assert code(got) == (403, "DENIED")
+        assert b"no account of docker.io is for library/app" in got.body
+    assert upstream.count() == 0
