@@ -45,6 +45,7 @@ SPOOL_LIFE = 24 * 3600.0  # seconds that a broken-off download waits to be resum
 SIZES_IN_MEMORY = 65536
 SCARCE = 0.9  # of the descriptors in use is worth a warning
 BACKLOG = 1024
+FLUSH = 0.02  # seconds between looks at what connections have yet to send, at the end
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,10 +185,23 @@ def _without_noise() -> logging.Logger:
     return logger
 
 
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A server on its socket."""
+
+    site: web.SockSite
+    server: web.Server
+
+    async def flushed(self) -> None:
+        """Wait until clients have been sent all that was handed to their connections: asyncio tells nobody of that."""
+        while any(one.transport and one.transport.get_write_buffer_size() for one in self.server.connections):  # noqa: ASYNC110
+            await asyncio.sleep(FLUSH)
+
+
 @contextlib.asynccontextmanager
 async def listening(
     handler: Callable[[web.BaseRequest], object], sock: socket.socket, context: ssl.SSLContext | None = None
-) -> AsyncIterator[web.SockSite]:
+) -> AsyncIterator[Listener]:
     """Serve HTTP on a socket. Requests that are still going on at the end are cancelled."""
     server = web.Server(
         handler,  # type: ignore[arg-type]  # a callable object, not a function
@@ -204,7 +218,7 @@ async def listening(
     try:
         site = web.SockSite(runner, sock, ssl_context=context, backlog=BACKLOG)
         await site.start()
-        yield site
+        yield Listener(site, server)
     finally:
         await runner.cleanup()
 
@@ -239,13 +253,13 @@ async def serve(
         if admin is not None:
             await stack.enter_async_context(listening(Admin(registry, app.limits), admin))
         context = None if certificate is None else certificate.context
-        site = await stack.enter_async_context(listening(app.handlers, sock, context))
+        listener = await stack.enter_async_context(listening(app.handlers, sock, context))
         housekeeping = asyncio.create_task(app.housekeeping.run(certificate))
         stack.callback(housekeeping.cancel)
         _announce(config, log, sock, admin)
         app.handlers.is_ready = True
         await signals.stop.wait()
-        await _drain(config, log, app, site, signals)
+        await _drain(config, log, app, listener, signals)
 
 
 async def rehearse(config: Config) -> None:
@@ -288,14 +302,19 @@ def address(sock: socket.socket) -> str:
     return str(Listen(host=host, port=port))
 
 
-async def _drain(config: Config, log: Logger, app: App, site: web.SockSite, signals: Signals) -> None:
+async def _drain(config: Config, log: Logger, app: App, listener: Listener, signals: Signals) -> None:
     """Readiness first, then the listener, then what is being sent; a second signal cuts it short."""
     app.handlers.is_ready = False
     log.info("draining", requests=app.handlers.active)
     if not signals.is_impatient:
         await _unless(signals.now, config.server.lb_delay, signals.now.wait())
-    await site.stop()
-    await _unless(signals.now, config.server.drain_timeout, app.handlers.idle())
+    await listener.site.stop()
+
+    async def sent() -> None:
+        await app.handlers.idle()
+        await listener.flushed()
+
+    await _unless(signals.now, config.server.drain_timeout, sent())
     log.info("stopping", requests=app.handlers.active)
 
 

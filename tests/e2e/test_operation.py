@@ -226,10 +226,11 @@ class TestStop:
                 await asyncio.sleep(0.005)  # the pace of a slow client, and no wait for anything
             process.process.send_signal(signal.SIGTERM)
             await until_refused(process.host)
-            await until(lambda: bool(events(process, "stopping")))
             while data_read := await client.reader.read(65536):
                 body += data_read
+                await asyncio.sleep(0.005)
             assert digest_of(bytes(body)) == digest
+            await until(lambda: bool(events(process, "stopping")))
             async with asyncio.timeout(DEADLINE):
                 assert await process.process.wait() == 0
 
