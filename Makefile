@@ -31,7 +31,7 @@ test: $(VENV)/.dev ## the whole suite that needs no root
 kill-loop: $(VENV)/.dev ## kill -9 under load, a hundred times; nothing that is published may be wrong (make test does ten)
 	ENTREPOT_KILLS=100 $(BIN)/pytest -s tests/e2e/test_kill_loop.py
 
-test-clients: $(VENV)/.dev ## pull with Docker, containerd, podman and skopeo (root, on Debian; run .ci/install-clients first)
+test-clients: $(VENV)/.dev ## pull with Docker, containerd, podman and skopeo (root, on Debian; run .ci/install-clients first; Go for an S3 server)
 	$(BIN)/pytest --timeout 180 tests/clients
 
 conformance: $(VENV)/.dev ## the OCI conformance suite, read-only, through a proxy (Go, on Debian; run .ci/install-clients first)

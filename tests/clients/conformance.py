@@ -19,12 +19,12 @@ import click
 
 from .entrepot import Entrepot
 from .images import Image, everything
-from .processes import run, what_is_missing
+from .processes import WORK, built, what_is_missing
 from .registries import Registry
 
 # The only version that the module proxy has of the suite since it was rewritten for read-only registries.
-MODULE = "github.com/opencontainers/distribution-spec/conformance@v0.0.0-20260831232431-97274622c111"
-WORK = Path(__file__).parents[2] / ".work"
+MODULE = "github.com/opencontainers/distribution-spec/conformance"
+VERSION = "v0.0.0-20260831232431-97274622c111"
 TAGS = ["edge", "latest", "v1", "v1.0", "v1.0.1"]
 
 # What a registry that cannot be pushed to has to be excused from.
@@ -70,7 +70,7 @@ def main() -> int:
     if reason is not None:
         click.echo(f"the conformance suite cannot run: {reason}", err=True)
         return 1
-    suite = install()
+    suite = built(MODULE, VERSION)
     image = everything()["index"]
     with tempfile.TemporaryDirectory(prefix="entrepot-conformance-") as name:
         directory = Path(name)
@@ -85,16 +85,6 @@ def main() -> int:
         finally:
             registry.stop()
     return report(counts, itself)
-
-
-def install() -> Path:
-    """Build the suite, unless that was done before."""
-    version = MODULE.rpartition("@")[2]
-    suite = WORK / "bin" / version / "conformance"
-    if not suite.exists():
-        click.echo(f"building {MODULE}")
-        run(["go", "install", MODULE], {"GOBIN": str(suite.parent), "GOFLAGS": ""}, timeout=1200)
-    return suite
 
 
 def verdict(suite: Path, image: Image, address: str, results: Path) -> Counts:

@@ -57,9 +57,14 @@ class Request:
 
 
 class Entrepot:
-    """The proxy, and what it says it did; with an authority to certify it, it speaks TLS."""
+    """The proxy, and what it says it did; with an authority to certify it, it speaks TLS.
 
-    def __init__(self, directory: Path, upstreams: Mapping[str, str], authority: trustme.CA | None = None) -> None:
+    `more` goes into the table of each upstream.
+    """
+
+    def __init__(
+        self, directory: Path, upstreams: Mapping[str, str], authority: trustme.CA | None = None, *, more: str = ""
+    ) -> None:
         self._port = free_port()
         self.address = f"127.0.0.1:{self._port}"
         self.url = f"http://{self.address}" if authority is None else f"https://{self.address}"
@@ -69,7 +74,7 @@ class Entrepot:
         self._authority = authority
         tls = "" if authority is None else _certified(authority, directory)
         text = CONFIG.format(port=self._port, admin_port=free_port(), store=self._store, tls=tls)
-        text += "".join(UPSTREAM.format(name=name, url=url) for name, url in upstreams.items())
+        text += "".join(UPSTREAM.format(name=name, url=url) + more for name, url in upstreams.items())
         self._config.write_text(text)
 
     @contextlib.contextmanager

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+WORK = Path(__file__).parents[2] / ".work"
+
 # The control group that all containers of this run are put below.
 CGROUP = f"entrepot-tests-{os.getpid()}"
 
@@ -48,6 +50,16 @@ def run(command: Sequence[str], env: Mapping[str, str] | None = None, timeout: f
     said = f"{' '.join(command)}\nexit status {done.returncode}\n{done.stdout}{done.stderr}"
     assert done.returncode == 0, said
     return done.stdout
+
+
+def built(package: str, version: str) -> Path:
+    """A command that is a Go package, built unless that was done before."""
+    command = WORK / "bin" / version / package.rpartition("/")[2]
+    if not command.exists():
+        show(f"building {package}@{version}")
+        where = {"GOBIN": str(command.parent), "GOFLAGS": ""}
+        run(["go", "install", f"{package}@{version}"], where, timeout=1200)
+    return command
 
 
 def wait_until(condition: Callable[[], bool], what: str, timeout: float = 30) -> None:

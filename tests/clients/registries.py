@@ -16,22 +16,24 @@ CONFIG = """\
 version: 0.1
 log: {{level: warn}}
 storage:
-  filesystem: {{rootdirectory: {root}}}
+  {storage}
 http:
   addr: 127.0.0.1:{port}
   secret: made-up
+{more}
 """
 
 
 class Registry:
-    """One registry that clients know as `name`."""
+    """One registry that clients know as `name`; `storage` and `more` are of its configuration."""
 
-    def __init__(self, name: str, directory: Path) -> None:
+    def __init__(self, name: str, directory: Path, *, storage: str | None = None, more: str = "") -> None:
         self.name = name
         self.port = free_port()
         self.log = directory / f"{name}.log"
         self._config = directory / f"{name}.yml"
-        self._config.write_text(CONFIG.format(root=directory / name, port=self.port))
+        storage = f"filesystem: {{rootdirectory: {directory / name}}}" if storage is None else storage
+        self._config.write_text(CONFIG.format(storage=storage, port=self.port, more=more))
         self._daemon: Daemon | None = None
 
     @property
@@ -40,7 +42,9 @@ class Registry:
 
     def start(self) -> None:
         """Serve, on the same port and with the same content as before."""
-        self._daemon = Daemon(["docker-registry", "serve", str(self._config)], self.log)
+        # With a bundle of authorities in the environment the driver for S3 does not start.
+        command = ["docker-registry", "serve", str(self._config)]
+        self._daemon = Daemon(command, self.log, {"AWS_CA_BUNDLE": ""})
         self._daemon.wait_until(lambda: accepts(self.port))
 
     def stop(self) -> None:
@@ -52,6 +56,11 @@ class Registry:
     def downloads(self, image: Image) -> Counter[str]:
         """How often each of an image's blobs was asked for since the log was last emptied."""
         return Counter(re.findall(rf'"GET /v2/{image.repository}/blobs/(\S+) HTTP', self.log.read_text()))
+
+    def asked(self, image: Image, digest: str) -> list[tuple[str, int]]:
+        """Method and status of the requests for a blob since the log was last emptied."""
+        line = rf'"([A-Z]+) /v2/{image.repository}/blobs/{digest} HTTP/1\.\d" (\d+)'
+        return [(method, int(status)) for method, status in re.findall(line, self.log.read_text())]
 
     def push(self, image: Image, tags: Sequence[str] = ("latest",)) -> None:
         """Store an image: blobs first, then manifests by digest, then the tags."""
@@ -94,7 +103,10 @@ class Upstreams:
     def __init__(self, directory: Path, images: dict[str, Image]) -> None:
         self.images = images
         names = sorted({image.registry for image in images.values()})
-        self._registries = {name: Registry(name, directory) for name in names}
+        self._registries = {name: self._made(name, directory) for name in names}
+
+    def _made(self, name: str, directory: Path) -> Registry:
+        return Registry(name, directory)
 
     @property
     def urls(self) -> dict[str, str]:
@@ -112,7 +124,7 @@ class Upstreams:
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """Serve the images for as long as the block lasts."""
-        with self._started():
+        with self.started():
             for image in self.images.values():
                 self.of(image).push(image)
             yield
@@ -128,7 +140,8 @@ class Upstreams:
             self._start()
 
     @contextlib.contextmanager
-    def _started(self) -> Iterator[None]:
+    def started(self) -> Iterator[None]:
+        """Be up for as long as the block lasts."""
         try:
             self._start()
             yield
@@ -142,3 +155,28 @@ class Upstreams:
     def _stop(self) -> None:
         for registry in self._registries.values():
             registry.stop()
+
+
+class Stored(Upstreams):
+    """Registries whose content is on S3."""
+
+    def __init__(self, directory: Path, images: dict[str, Image], driver: str) -> None:
+        self._driver = driver
+        super().__init__(directory, images)
+
+    def _made(self, name: str, directory: Path) -> Registry:
+        return Registry(name, directory, storage=self._driver)
+
+
+class Mirrors(Upstreams):
+    """docker-registry as a pull-through cache, in front of other registries.
+
+    It is what is counted: by itself it takes a blob twice from behind, to send it and to keep it.
+    """
+
+    def __init__(self, directory: Path, behind: Upstreams) -> None:
+        self._behind = behind
+        super().__init__(directory, behind.images)
+
+    def _made(self, name: str, directory: Path) -> Registry:
+        return Registry(f"mirror-{name}", directory, more=f"proxy: {{remoteurl: {self._behind.urls[name]}}}")
