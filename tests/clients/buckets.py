@@ -15,7 +15,13 @@ USER, SECRET, BUCKET = "made-up", "made-up-secret", "images"
 
 def what_is_missing() -> str | None:
     """Why there can be none on this machine, in a sentence."""
-    return None if shutil.which("go") else "there is no Go to build an S3 server with"
+    if shutil.which("go") is None:
+        return "there is no Go to build an S3 server with"
+    try:
+        built(PACKAGE, VERSION)
+    except AssertionError as error:
+        return f"an S3 server cannot be built: {error}"
+    return None
 
 
 class Bucket:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 WORK = Path(__file__).parents[2] / ".work"
+TRIES = 3  # of a build that needs the network
 
 # The control group that all containers of this run are put below.
 CGROUP = f"entrepot-tests-{os.getpid()}"
@@ -53,12 +54,20 @@ def run(command: Sequence[str], env: Mapping[str, str] | None = None, timeout: f
 
 
 def built(package: str, version: str) -> Path:
-    """A command that is a Go package, built unless that was done before."""
+    """A command that is a Go package, built unless that was done before; a module proxy may be away for a moment.
+
+    Raises AssertionError.
+    """
     command = WORK / "bin" / version / package.rpartition("/")[2]
-    if not command.exists():
+    failures = 0
+    while not command.exists():
         show(f"building {package}@{version}")
-        where = {"GOBIN": str(command.parent), "GOFLAGS": ""}
-        run(["go", "install", f"{package}@{version}"], where, timeout=1200)
+        try:
+            run(["go", "install", f"{package}@{version}"], {"GOBIN": str(command.parent), "GOFLAGS": ""}, timeout=1200)
+        except AssertionError:
+            failures += 1
+            if failures == TRIES:
+                raise
     return command
 
 
