@@ -27,8 +27,6 @@ from rich.progress import Progress
 from rich.table import Table
 from yarl import URL
 
-from proxy.sections import Upstream
-
 MIB = 1024 * 1024
 CHUNK = 64 * 1024  # bytes
 CAP = 6e6 / 8  # bytes a second of one connection, where there is a cap: eight fill the link
@@ -36,7 +34,6 @@ REPOSITORY = "library/bench"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 AT_ONCE = 3  # downloads, as Docker has it
 MOST = 1.03  # times as long as directly, where a connection may take all of the link
-HAS_PARTS = "connections_per_blob" in Upstream.model_fields
 LEAST = 3.0  # times as fast as directly, where it may not, and eight are allowed
 WASTE = 1.02  # times an image's bytes, headers included
 
@@ -245,7 +242,7 @@ async def _link(link: Link) -> AsyncIterator[Wire]:
 async def _entrepot(upstream: int, way: Way, folder: Path) -> AsyncIterator[int]:
     """Entrepot with an empty cache."""
     config = folder / "proxy.toml"
-    allowed = f"connections_per_blob = {way.connections}\n" if way.connections is not None and HAS_PARTS else ""
+    allowed = f"connections_per_blob = {way.connections}\n" if way.connections is not None else ""
     config.write_text(
         'server = { listen = "127.0.0.1:0", lb_delay = "0s" }\nadmin.listen = "127.0.0.1:0"\nlog.format = "json"\n'
         f'store.path = "{folder / "cache"}"\n'
@@ -399,8 +396,6 @@ async def main() -> int:
                 runs = await _runs(case, progress, console if given.trace else None)
                 medians[case.name] = {way: _median(results) for way, results in runs.items()}
     console.print(_table(medians))
-    if not HAS_PARTS:
-        console.print("this version has no connections_per_blob: it used one connection where several were allowed")
     missed = [] if given.case else _missed(medians)
     for what in missed:
         console.print(f"goal missed: {what}")

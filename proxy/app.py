@@ -27,6 +27,7 @@ from proxy.fill import Means
 from proxy.handlers import Handlers
 from proxy.listings import Listings
 from proxy.manifests import Manifests
+from proxy.parts import Memory
 from proxy.permissions import Permissions, Sizes
 from proxy.prefetch import Prefetch
 from proxy.routing import Routes
@@ -43,6 +44,7 @@ MAX_LINE = 8190  # bytes of a request line or header
 TICK = 5.0  # seconds between rounds of housekeeping
 SPOOL_LIFE = 24 * 3600.0  # seconds that a broken-off download waits to be resumed
 SIZES_IN_MEMORY = 65536
+PARTS_IN_MEMORY = 64 * 1024 * 1024  # bytes of blobs that come by several connections, until they are written
 SCARCE = 0.9  # of the descriptors in use is worth a warning
 BACKLOG = 1024
 FLUSH = 0.02  # seconds between looks at what connections have yet to send, at the end
@@ -74,9 +76,9 @@ async def build(config: Config, log: Logger, metrics: Metrics) -> AsyncIterator[
         await files.hop(space.open)
         stack.push_async_callback(space.aclose)
         stack.push_async_callback(store.record_uses)
-        limits = DiskLimits(tree)
+        limits, memory = DiskLimits(tree), Memory(PARTS_IN_MEMORY)
         upstreams = {
-            settings.registry: await stack.enter_async_context(Upstream(settings, limits, metrics, log))
+            settings.registry: await stack.enter_async_context(Upstream(settings, limits, memory, metrics, log))
             for settings in config.upstream
         }
         sizes: Sizes = LRUCache(SIZES_IN_MEMORY)

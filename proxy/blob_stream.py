@@ -24,6 +24,7 @@ class BlobStream:
         if response.status == 206:
             span, self.total = parse_content_range(response.headers.get("Content-Range", ""))
             self.start = span.start
+        self.place = response.url  # where it came from in the end, redirects followed; it may be signed: not to be told
         self._response = response
         self._stall_timeout = stall_timeout
         self._received = received

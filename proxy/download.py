@@ -14,6 +14,7 @@ from proxy.oci.digest import Digest, Hasher
 from proxy.oci.errors import OciError, Problem
 from proxy.oci.reference import Repository
 from proxy.oci.retry import pause
+from proxy.parts import PartedStream
 from proxy.telemetry import Logger
 from proxy.upstream import Upstream
 
@@ -91,7 +92,9 @@ class Download:
         """One request. Returns why there must be another; None when all has come."""
         digest = self._source.digest
         try:
-            async with self._source.upstream.blob(self._source.repository, digest, start=self._growth.done) as stream:
+            async with self._source.upstream.download(
+                self._source.repository, digest, start=self._growth.done
+            ) as stream:
                 await self._answered(stream)
                 await self._pour(stream)
         except Interrupted as interruption:
@@ -119,7 +122,7 @@ class Download:
         self._log.info("resuming", reason=reason, at=self._growth.done, size=self._total)
         await asyncio.sleep(pause(self._failures, secrets.SystemRandom().random()))
 
-    async def _answered(self, stream: BlobStream) -> None:
+    async def _answered(self, stream: BlobStream | PartedStream) -> None:
         """Upstream has answered: hold it to what is known, and let the readers in."""
         if self._total is None:
             self._total = stream.total if stream.total is not None else self._expected
@@ -133,7 +136,7 @@ class Download:
             self._has_begun = True
         self._announce(self._growth.done)
 
-    async def _pour(self, stream: BlobStream) -> None:
+    async def _pour(self, stream: BlobStream | PartedStream) -> None:
         """The one tee: each batch is hashed and written, then announced."""
         skip = self._growth.done - stream.start  # upstream may have answered a resume with the whole
         while data := memoryview(await stream.read()):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import enum
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -29,6 +30,14 @@ _EXPIRED = frozenset({400, 401, 403, 410})  # what storage says of a signed URL 
 Result = TypeVar("Result")
 
 
+class Lane(enum.Enum):
+    """Whose turn it has to be for a question to be asked."""
+
+    QUESTION = enum.auto()
+    DOWNLOAD = enum.auto()  # its body may take long: questions do not wait behind it
+    HELD = enum.auto()  # the caller has a turn
+
+
 @dataclass(frozen=True, slots=True)
 class Ask:
     """One question to upstream, before authorization."""
@@ -41,7 +50,8 @@ class Ask:
     fresh: bool = False  # no digest vouches for the answer: it needs a connection of its own
     redirects: bool = True
     is_blob: bool = False  # which no registry counts as a pull
-    is_download: bool = False  # its body may take long: questions do not wait behind it
+    lane: Lane = Lane.QUESTION
+    place: URL | None = None  # where a redirect led to when it was asked before
     has_fallback: bool = False  # there is an older answer to give: no use in trying for long, or all at once
     allowed: frozenset[int] = frozenset()  # statuses that are answers, besides the usual ones
 
@@ -76,10 +86,27 @@ class Exchange:
     @contextlib.asynccontextmanager
     async def answer(self, ask: Ask, *, budget: float | None = None) -> AsyncIterator[aiohttp.ClientResponse]:
         """The answer to a question, within its budget (seconds) once it is its turn; closed on leaving."""
-        async with (self._downloads if ask.is_download else self._questions).turn(ask.repository):
+        async with self._turn(ask):
             response = await self._within(ask, ask.budget if budget is None else budget, self._asked)
             with contextlib.closing(response):
                 yield response
+
+    def _turn(self, ask: Ask) -> contextlib.AbstractAsyncContextManager[None]:
+        match ask.lane:
+            case Lane.QUESTION:
+                return self._questions.turn(ask.repository)
+            case Lane.DOWNLOAD:
+                return self._downloads.turn(ask.repository)
+            case Lane.HELD:
+                return contextlib.nullcontext()
+
+    def downloading(self, repository: Repository) -> contextlib.AbstractAsyncContextManager[None]:
+        """Hold a turn for a download, for as many requests as it makes one after the other."""
+        return self._downloads.turn(repository)
+
+    def spare(self, repository: Repository) -> contextlib.ExitStack | None:
+        """One more turn for a download, if nobody else wants it; to be closed."""
+        return self._downloads.spare(repository)
 
     async def whole(self, ask: Ask, limit: int) -> tuple[aiohttp.ClientResponse, bytes]:
         """The answer with its body of at most `limit` bytes: a client waits for all of it, the budget is for all of it.
@@ -187,6 +214,9 @@ class Exchange:
     # One request
 
     async def _followed(self, ask: Ask, account: Account, authorization: str | None) -> aiohttp.ClientResponse:
+        placed = None if ask.place is None else await self._at_place(ask, ask.place)
+        if placed is not None:
+            return placed
         response = await self._egress.request(ask.method, ask.url, ask.headers, authorization, fresh=ask.fresh)
         self._note(ask, account, response)
         if not ask.redirects:
@@ -195,6 +225,19 @@ class Exchange:
         if response.status == 401 and response.url.origin() != self._egress.origin:
             response = await self._introduced(ask, account, response)
         return self._expired(response)
+
+    async def _at_place(self, ask: Ask, place: URL) -> aiohttp.ClientResponse | None:
+        """What storage sends without asking upstream once more; None if it will not: signed URLs expire."""
+        if place.origin() == self._egress.origin:
+            return None
+        try:
+            response = await self._egress.request(ask.method, place, ask.headers, fresh=ask.fresh)
+        except OciError:
+            return None  # upstream is asked then, and whatever is wrong is said of its answer
+        if response.status in {200, 206}:
+            return response
+        response.close()
+        return None
 
     async def _introduced(self, ask: Ask, account: Account, response: aiohttp.ClientResponse) -> aiohttp.ClientResponse:
         """A host that upstream redirects to wants to know us (registry.k8s.io): it gets an anonymous token."""

@@ -264,6 +264,7 @@ class Fill:
         )
         await download.run()
         if not self.digest.matches(claim.growth.hasher):
+            self._upstream.distrust_parts()
             raise OciError(Problem.UPSTREAM_INVALID, f"{self.repository.registry} sent a blob with wrong bytes")
 
     async def _adopt(self, handle: Handle, size: int, reservation: Reservation) -> bool:

@@ -168,6 +168,7 @@ class Upstream(Section):
     client_certificate: File | None = None
     client_key: File | None = None
     insecure: bool = False
+    connections_per_blob: int = Field(default=4, ge=1, le=16)
     max_requests: int = Field(default=64, ge=2, le=1024)
     prefetch: Prefetch = ()
     stall_timeout: Annotated[Seconds, Field(gt=0)] = 60.0

@@ -37,6 +37,15 @@ class Turns:
         finally:
             self._give_back(key)
 
+    def spare(self, key: Hashable) -> contextlib.ExitStack | None:
+        """A turn of those that all may share, if nobody waits for any; closing what is returned gives it back."""
+        if self._waiting or self._total >= self._shared:
+            return None
+        self._hold(key)
+        stack = contextlib.ExitStack()
+        stack.callback(self._give_back, key)
+        return stack
+
     async def _take(self, key: Hashable) -> None:
         if key not in self._waiting and self._may(key):
             self._hold(key)

@@ -3,8 +3,9 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType, TracebackType
 from typing import Self
 from urllib.parse import urlencode
@@ -16,13 +17,15 @@ from proxy import sections
 from proxy.accounts import Accounts, open_account
 from proxy.blob_stream import BlobStream
 from proxy.egress import Egress
-from proxy.exchange import Ask, Exchange
+from proxy.exchange import Ask, Exchange, Lane
 from proxy.oci.digest import Digest
 from proxy.oci.errors import OciError, Problem
 from proxy.oci.manifest import ACCEPT as MANIFEST_TYPES
 from proxy.oci.manifest import MAX_BYTES, Manifest, ManifestInvalid
 from proxy.oci.manifest import parse as parse_manifest
 from proxy.oci.reference import Reference, Repository
+from proxy.pace import WORTHWHILE, Pace
+from proxy.parts import Lead, Means, Memory, PartedStream
 from proxy.stores.base import LimitStore
 from proxy.telemetry import Logger, Metrics
 
@@ -51,7 +54,10 @@ class Listing:
 class Upstream:
     """One registry, under the name clients use for it. Every method raises OciError, and nothing else."""
 
-    def __init__(self, settings: sections.Upstream, limits: LimitStore, metrics: Metrics, log: Logger) -> None:
+    def __init__(
+        self, settings: sections.Upstream, limits: LimitStore, memory: Memory, metrics: Metrics, log: Logger
+    ) -> None:
+        """`memory`: what all upstreams' downloads may hold of blobs that come by several connections."""
         self.registry = settings.registry
         self._tag_ttl = settings.tag_ttl
         self._longest_tag_ttl = max(settings.tag_ttl, settings.longest_tag_ttl)
@@ -66,6 +72,8 @@ class Upstream:
         self._exchange = Exchange(
             self.registry, self.egress, self._accounts, metrics, max_requests=settings.max_requests
         )
+        self._pace = Pace(settings.connections_per_blob)
+        self._memory = memory
         self._stall_timeout = settings.stall_timeout
         self._log = log
         self._count_bytes = metrics.upstream_bytes.labels(self.registry).inc
@@ -172,7 +180,43 @@ class Upstream:
         self, repository: Repository, digest: Digest, *, start: int = 0, stop: int | None = None
     ) -> contextlib.AbstractAsyncContextManager[BlobStream]:
         """Stream a blob from `start` (to `stop`, exclusive). Upstream may answer from 0 all the same: see `start`."""
-        return self._streamed(replace(self._blob_ask(repository, digest, start, stop), is_download=True), start)
+        return self._streamed(replace(self._blob_ask(repository, digest, start, stop), lane=Lane.DOWNLOAD), start)
+
+    @contextlib.asynccontextmanager
+    async def download(
+        self, repository: Repository, digest: Digest, *, start: int = 0
+    ) -> AsyncIterator[BlobStream | PartedStream]:
+        """Stream a blob from `start` to its end, by several connections where that is faster: see `start`, as above."""
+        async with self._exchange.downloading(repository):
+            fetch = self._fetcher(repository, digest)
+            lead = await Lead.open(fetch(start, None))
+            total = lead.stream.total
+            if self._pace.most == 1 or total is None or lead.stream.start != start or total - start < WORTHWHILE:
+                async with lead.connection:
+                    yield lead.stream
+                return
+            means = Means(self._pace, self._memory, fetch, partial(self._exchange.spare, repository))
+            async with contextlib.aclosing(PartedStream(lead, total, means)) as stream:
+                yield stream
+
+    def distrust_parts(self) -> None:
+        """The bytes of a blob were wrong, maybe because they came in parts: each by one connection, for a while."""
+        self._pace.retire(time.monotonic())
+
+    def _fetcher(
+        self, repository: Repository, digest: Digest
+    ) -> Callable[[int, int | None], contextlib.AbstractAsyncContextManager[BlobStream]]:
+        place: URL | None = None
+
+        @contextlib.asynccontextmanager
+        async def fetch(start: int, stop: int | None) -> AsyncIterator[BlobStream]:
+            nonlocal place
+            ask = replace(self._blob_ask(repository, digest, start, stop), lane=Lane.HELD, place=place)
+            async with self._streamed(ask, start) as stream:
+                place = stream.place
+                yield stream
+
+        return fetch
 
     def _blob_ask(self, repository: Repository, digest: Digest, start: int, stop: int | None) -> Ask:
         headers = {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"} if start or stop is not None else {}

@@ -63,6 +63,7 @@ ca_file = "/tls/ca.pem"
 client_certificate = "/tls/client.crt"
 client_key = "/tls/client.key"
 insecure = true
+connections_per_blob = 8
 max_requests = 16
 prefetch = ["library/*", "acme/app"]
 """
@@ -160,6 +161,7 @@ def test_every_key_can_be_set(tmp_path: Path) -> None:
     assert upstream.proxy_password.get_secret_value() == "opens"
     assert (upstream.ca_file, upstream.insecure) == (Path("/tls/ca.pem"), True)
     assert (upstream.client_certificate, upstream.client_key) == (Path("/tls/client.crt"), Path("/tls/client.key"))
+    assert upstream.connections_per_blob == 8
     assert upstream.max_requests == 16
     assert upstream.prefetch == ("library/*", "acme/app")
 
@@ -315,6 +317,8 @@ def test_a_configuration_cannot_be_changed_later(tmp_path: Path) -> None:
         (ONE + 'proxy = "http://me:secret@a:1"', ["upstream[0].proxy", "proxy_username"]),
         (ONE + 'proxy_username = "me"', ["upstream[0]", "proxy_password_env or proxy_password_file"]),
         (ONE + "max_requests = 1", ["upstream[0].max_requests", "greater than or equal to 2"]),
+        (ONE + "connections_per_blob = 0", ["upstream[0].connections_per_blob", "greater than or equal to 1"]),
+        (ONE + "connections_per_blob = 17", ["upstream[0].connections_per_blob", "less than or equal to 16"]),
         (ONE + "rate_reserve = 1.5", ["upstream[0].rate_reserve", "less than or equal to 1"]),
         (ONE + 'prefetch = "some"', ["upstream[0].prefetch", '"off", "on"']),
     ],
