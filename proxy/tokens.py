@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
-from cachetools import LRUCache
+from cachetools import LRUCache, TTLCache
 from yarl import URL
 
 from proxy.credentials.base import Credential, CredentialError
@@ -28,6 +28,7 @@ MAX_TOKEN = 16 * 1024
 MAX_TOKENS = 4096  # tokens, and repositories' challenges, remembered per upstream
 DEFAULT_LIFE = 60.0  # seconds, when the endpoint does not say (the token specification's default)
 LONGEST_LIFE = 3600.0
+REFUSAL_LIFE = 5.0  # seconds that a refusal stands, as a 404 does
 MARGIN = 0.1  # of its life, before the end of which a token is no longer used
 
 
@@ -63,6 +64,7 @@ class Tokens:
         self._label = label
         self._secret = secrets.token_bytes(32)
         self._tokens: LRUCache[Key, Token] = LRUCache(MAX_TOKENS)
+        self._refusals: TTLCache[Key, str] = TTLCache(MAX_TOKENS, REFUSAL_LIFE)
         self._challenges: LRUCache[Repository, Challenge] = LRUCache(MAX_TOKENS)
         self._usual: Challenge | None = None
         self._flights: SingleFlight[Key, str] = SingleFlight()
@@ -137,10 +139,16 @@ class Tokens:
         return Key(self._registry, fingerprint, challenge.realm or "", challenge.service or "", scope)
 
     async def _token(self, key: Key, origin: URL, rejected: str | None = None) -> str:
-        """The token at hand, unless it is the one that was rejected: one that was renewed in the meantime is good."""
+        """The token at hand, unless it is the one that was rejected: one that was renewed in the meantime is good.
+
+        Raises OciError DENIED, without asking, for what was refused a moment ago: a request comes here more than once.
+        """
         token = self._tokens.get(key)
         if token is not None and time.monotonic() < token.until and rejected != f"Bearer {token.value}":
             return f"Bearer {token.value}"
+        refusal = self._refusals.get(key)
+        if refusal is not None:
+            raise OciError(Problem.DENIED, refusal)
         return f"Bearer {await self._flights.run(key, lambda: self._fetch(key, origin))}"
 
     async def _current(self) -> Credential | None:
@@ -191,7 +199,10 @@ class Tokens:
                     raise self.refused(f"the token service {realm.host}")
                 status, pause, body = await self._ask(realm, key, other)
         if status != 200:
-            raise self._refusal(status, realm, pause)
+            refusal = self._refusal(status, realm, pause)
+            if refusal.problem is Problem.DENIED:
+                self._refusals[key] = refusal.message
+            raise refusal
         token, life = _read_token(body, realm)
         self._tokens[key] = Token(token, received + life * (1 - MARGIN))
         return token

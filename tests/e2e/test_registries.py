@@ -353,6 +353,35 @@ async def test_the_placeholder_of_ghcr_is_no_scope_and_its_403_is_no_end(store: 
         one.assert_kept()
 
 
+def asked_for_private(one: World) -> int:
+    """How many tokens were asked for in vain."""
+    scopes = [request.scopes for request in one.upstream.token_requests]
+    return scopes.count(("repository:acme/private:pull",))
+
+
+async def test_one_token_request_is_enough_to_learn_that_a_repository_is_private(store: Path, tmp_path: Path) -> None:
+    async with world("ghcr.io", github) as one:
+        image = one.image("v1")
+        async with running(one.config(tmp_path), store) as proxy:
+            await pull(proxy, one.repo, image)
+            for target in (f"/v2/acme/private/{what}" for what in ("manifests/v1", f"blobs/{image.config_digest}")):
+                assert (await proxy.head(target)).status == 403
+                assert problem(await proxy.get(target)) == 403
+            await pull(proxy, one.repo, image)
+        assert asked_for_private(one) == 1
+        one.assert_kept()
+
+
+async def test_a_token_is_asked_for_again_once_a_refusal_is_a_while_ago(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.tokens.REFUSAL_LIFE", 0.0)
+    async with world("ghcr.io", github) as one, running(one.config(tmp_path), store) as proxy:
+        for _ in range(2):
+            assert problem(await proxy.get("/v2/acme/private/manifests/v1")) == 403
+        assert asked_for_private(one) == 2
+
+
 @pytest.mark.parametrize(("name", "build"), [("quay.io", quay), ("ghcr.io", github)])
 async def test_a_client_that_accepts_little_gets_what_is_stored(
     name: str, build: Build, store: Path, tmp_path: Path
