@@ -11,6 +11,7 @@ from typing import Self
 from urllib.parse import urlencode
 
 import aiohttp
+from cachetools import TTLCache
 from yarl import URL
 
 from proxy import sections
@@ -30,6 +31,8 @@ from proxy.stores.base import LimitStore
 from proxy.telemetry import Logger, Metrics
 
 NO_HEAD = frozenset({400, 401, 403, 405, 501})  # answers to a HEAD that may be about the method
+NO_HEAD_LIFE = 3600.0  # seconds that a repository is not asked by HEAD after it refused one
+NO_HEADS = 4096  # repositories of which that is remembered
 LISTING_LIMIT = 4 * 1024 * 1024  # bytes of a page of tags or referrers
 ACCEPT = MappingProxyType({"Accept": MANIFEST_TYPES})
 
@@ -74,6 +77,8 @@ class Upstream:
         )
         self._pace = Pace(settings.connections_per_blob)
         self._memory = memory
+        # Of each repository that refused a HEAD: whether it then answered a GET, so that it was about the method.
+        self._no_head: TTLCache[Repository, bool] = TTLCache(NO_HEADS, NO_HEAD_LIFE)
         self._stall_timeout = settings.stall_timeout
         self._log = log
         self._count_bytes = metrics.upstream_bytes.labels(self.registry).inc
@@ -106,15 +111,20 @@ class Upstream:
     async def head_manifest(self, repository: Repository, reference: Reference) -> ManifestHead:
         """Ask what a tag stands for now: it costs no pull on Docker Hub. There is something to fall back on.
 
-        A registry that will not answer a HEAD says nothing: the digest is unknown then, and a GET has to tell.
+        A registry that will not answer a HEAD says nothing: the digest is unknown then, and a GET has to tell. If that
+        is answered, no HEAD is sent there for an hour: after a 401 each would cost a token.
         """
+        if self._no_head.get(repository):
+            return ManifestHead(None)
         ask = Ask(
             "HEAD", repository, self._url(repository, f"manifests/{reference}"), Problem.MANIFEST_UNKNOWN,
             headers=ACCEPT, fresh=True, has_fallback=True, allowed=NO_HEAD,
         )  # fmt: skip
         response, _ = await self._exchange.whole(ask, 0)
         if response.status in NO_HEAD:
+            self._no_head[repository] = False  # it may be the repository that is refused: a GET has to tell
             return ManifestHead(None)
+        self._no_head.pop(repository, None)
         return ManifestHead(self._claimed(response.headers.get("Docker-Content-Digest")))
 
     async def manifest(self, repository: Repository, reference: Reference, *, fallback: bool) -> Manifest:
@@ -131,6 +141,8 @@ class Upstream:
             headers=ACCEPT, fresh=not isinstance(reference, Digest), has_fallback=fallback,
         )  # fmt: skip
         response, body = await self._whole(ask, MAX_BYTES)
+        if fallback and repository in self._no_head:
+            self._no_head[repository] = True
         claimed = response.headers.get("Docker-Content-Digest")
         declared = response.headers.get("Content-Type", "")
         expected = reference if isinstance(reference, Digest) else self._claimed(claimed)
@@ -163,18 +175,26 @@ class Upstream:
             redirects=False,
             is_blob=True,
         )
-        began = time.monotonic()
+        began, is_refused = time.monotonic(), self._no_head.get(repository, False)
         try:
-            async with self._exchange.answer(ask) as response:
-                if response.status == 200 and response.content_length is not None:
-                    return response.content_length
+            size = None if is_refused else await self._length(ask)
         except OciError as error:
             if error.problem not in {Problem.DENIED, Problem.UPSTREAM_INVALID}:  # some allow GET, but no HEAD
                 raise
+            size, is_refused = None, True
+        if size is not None:
+            return size
         # A redirect leads to storage, whose signed URLs are good for GET only: ask for one byte, and read none.
         left = max(1.0, ask.budget - (time.monotonic() - began))
         async with self._streamed(self._blob_ask(repository, digest, 0, 1), 0, left) as stream:
+            if is_refused:
+                self._no_head[repository] = True
             return stream.total
+
+    async def _length(self, ask: Ask) -> int | None:
+        """The Content-Length of an answer, if it is a 200."""
+        async with self._exchange.answer(ask) as response:
+            return response.content_length if response.status == 200 else None
 
     def blob(
         self, repository: Repository, digest: Digest, *, start: int = 0, stop: int | None = None

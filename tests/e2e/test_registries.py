@@ -430,7 +430,6 @@ async def test_a_registry_that_answers_no_head_is_asked_by_get(store: Path, tmp_
         one.assert_kept()
 
 
-@pytest.mark.xfail(strict=True, reason="a HEAD that is always answered 401 costs a token each time")
 async def test_a_head_that_is_refused_whatever_the_token_costs_no_token_each_time(store: Path, tmp_path: Path) -> None:
     async with world("public.ecr.aws", public_ecr) as one:
         one.upstream.on("HEAD").status(401)
@@ -439,6 +438,36 @@ async def test_a_head_that_is_refused_whatever_the_token_costs_no_token_each_tim
             for _ in range(3):
                 await pull(proxy, one.repo, image)
         assert one.tokens() <= 2
+
+
+@pytest.mark.parametrize("status", [401, 403, 405])
+@pytest.mark.parametrize("is_remembered", [True, False])
+async def test_a_registry_that_answers_no_head_is_sent_one_an_hour(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, is_remembered: bool
+) -> None:
+    if not is_remembered:
+        monkeypatch.setattr("proxy.upstream.NO_HEAD_LIFE", 0.0)  # each hour is over at once
+    async with world("mcr.microsoft.com", microsoft) as one:
+        one.upstream.on("HEAD").status(status)
+        image = one.image("v1")
+        async with running(one.config(tmp_path), store) as proxy:
+            for _ in range(3):
+                await pull(proxy, one.repo, image)
+        assert (one.upstream.count("HEAD") == 1) == is_remembered
+
+
+async def test_a_repository_that_was_denied_for_a_while_is_asked_by_head_as_before(store: Path, tmp_path: Path) -> None:
+    async with world("mcr.microsoft.com", microsoft) as one:
+        target = f"/v2/{one.repo}/manifests/{one.image('v1').tag}"
+        async with running(one.config(tmp_path), store) as proxy:
+            assert (await proxy.get(target)).status == 200
+            denial = one.upstream.on().status(401)
+            assert problem(await proxy.get(target)) == 403
+            denial.stop()
+            before = one.upstream.count("HEAD")
+            for _ in range(3):  # the first is cold
+                assert (await proxy.get(target)).status == 200
+            assert one.upstream.count("HEAD") == before + 2
 
 
 @pytest.mark.parametrize("name", ["docker.io", "mcr.microsoft.com", "registry.k8s.io", "quay.io"])
