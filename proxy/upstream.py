@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType, TracebackType
-from typing import Self
+from typing import Literal, Self
 from urllib.parse import urlencode
 
 import aiohttp
@@ -77,8 +77,11 @@ class Upstream:
         )
         self._pace = Pace(settings.connections_per_blob)
         self._memory = memory
-        # Of each repository that refused a HEAD: whether it then answered a GET, so that it was about the method.
-        self._no_head: TTLCache[Repository, bool] = TTLCache(NO_HEADS, NO_HEAD_LIFE)
+        # Of what of a repository refused a HEAD: whether it then answered a GET, so that it was about the method. A
+        # word on its blobs is none on its manifests, whose HEADs cost no pull.
+        self._no_head: TTLCache[tuple[Literal["manifests", "blobs"], Repository], bool] = TTLCache(
+            NO_HEADS, NO_HEAD_LIFE
+        )
         self._stall_timeout = settings.stall_timeout
         self._log = log
         self._count_bytes = metrics.upstream_bytes.labels(self.registry).inc
@@ -114,7 +117,7 @@ class Upstream:
         A registry that will not answer a HEAD says nothing: the digest is unknown then, and a GET has to tell. If that
         is answered, no HEAD is sent there for an hour: after a 401 each would cost a token.
         """
-        if self._no_head.get(repository):
+        if self._no_head.get(("manifests", repository)):
             return ManifestHead(None)
         ask = Ask(
             "HEAD", repository, self._url(repository, f"manifests/{reference}"), Problem.MANIFEST_UNKNOWN,
@@ -122,9 +125,11 @@ class Upstream:
         )  # fmt: skip
         response, _ = await self._exchange.whole(ask, 0)
         if response.status in NO_HEAD:
-            self._no_head[repository] = False  # it may be the repository that is refused: a GET has to tell
+            self._no_head["manifests", repository] = (
+                False  # it may be the repository that is refused: a GET has to tell
+            )
             return ManifestHead(None)
-        self._no_head.pop(repository, None)
+        self._no_head.pop(("manifests", repository), None)
         return ManifestHead(self._claimed(response.headers.get("Docker-Content-Digest")))
 
     async def manifest(self, repository: Repository, reference: Reference, *, fallback: bool) -> Manifest:
@@ -141,8 +146,8 @@ class Upstream:
             headers=ACCEPT, fresh=not isinstance(reference, Digest), has_fallback=fallback,
         )  # fmt: skip
         response, body = await self._whole(ask, MAX_BYTES)
-        if fallback and repository in self._no_head:
-            self._no_head[repository] = True
+        if fallback and ("manifests", repository) in self._no_head:
+            self._no_head["manifests", repository] = True
         claimed = response.headers.get("Docker-Content-Digest")
         declared = response.headers.get("Content-Type", "")
         expected = reference if isinstance(reference, Digest) else self._claimed(claimed)
@@ -175,7 +180,7 @@ class Upstream:
             redirects=False,
             is_blob=True,
         )
-        began, is_refused = time.monotonic(), self._no_head.get(repository, False)
+        began, is_refused = time.monotonic(), self._no_head.get(("blobs", repository), False)
         try:
             size = None if is_refused else await self._length(ask)
         except OciError as error:
@@ -188,7 +193,7 @@ class Upstream:
         left = max(1.0, ask.budget - (time.monotonic() - began))
         async with self._streamed(self._blob_ask(repository, digest, 0, 1), 0, left) as stream:
             if is_refused:
-                self._no_head[repository] = True
+                self._no_head["blobs", repository] = True
             return stream.total
 
     async def _length(self, ask: Ask) -> int | None:

@@ -435,14 +435,14 @@ async def test_a_head_that_is_refused_whatever_the_token_costs_no_token_each_tim
         one.upstream.on("HEAD").status(401)
         image = one.image("v1")
         async with running(one.config(tmp_path), store) as proxy:
-            for _ in range(3):
+            for _ in range(6):
                 await pull(proxy, one.repo, image)
-        assert one.tokens() <= 2
+        assert one.tokens() <= 3  # one, and one more for the first HEAD of a manifest and of a blob
 
 
 @pytest.mark.parametrize("status", [401, 403, 405])
 @pytest.mark.parametrize("is_remembered", [True, False])
-async def test_a_registry_that_answers_no_head_is_sent_one_an_hour(
+async def test_a_registry_that_answers_no_head_is_sent_one_of_each_kind_an_hour(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, is_remembered: bool
 ) -> None:
     if not is_remembered:
@@ -453,7 +453,7 @@ async def test_a_registry_that_answers_no_head_is_sent_one_an_hour(
         async with running(one.config(tmp_path), store) as proxy:
             for _ in range(3):
                 await pull(proxy, one.repo, image)
-        assert (one.upstream.count("HEAD") == 1) == is_remembered
+        assert (one.upstream.count("HEAD") == 2) == is_remembered  # of a manifest, and of a blob
 
 
 async def test_a_repository_that_was_denied_for_a_while_is_asked_by_head_as_before(store: Path, tmp_path: Path) -> None:
@@ -556,3 +556,13 @@ async def test_a_retry_after_is_understood_and_never_believed_for_long(
             assert least <= int(got.header("Retry-After") or -1) <= most
             assert limits.applied == 1
         one.assert_kept()
+
+
+async def test_blobs_that_refuse_a_head_take_no_head_from_the_manifests(upstream: FakeRegistry, store: Path) -> None:
+    image = upstream.add_image("library/app", "v1")
+    upstream.on("HEAD", path_contains="/blobs/").status(405)
+    async with running(toml(upstream.url, more='tag_ttl = "0s"'), store) as proxy:
+        assert (await proxy.head(f"/v2/library/app/blobs/{image.config_digest}")).status == 200
+        for _ in range(3):
+            assert (await proxy.get("/v2/library/app/manifests/v1")).body == image.body
+    assert upstream.count("GET", path_contains="/manifests/") == 1
