@@ -266,6 +266,7 @@ class PartedStream:
         part = _Part(start, stop, self.total, self._means)
         task = asyncio.create_task(part.run())
         task.add_done_callback(lambda _: turn.close())  # runs even if the task never did
+        task.add_done_callback(lambda _: self._tasks.pop(part))
         self._parts.append(part)
         self._tasks[part] = task
         return True
@@ -295,7 +296,8 @@ class PartedStream:
 
     def _drop(self, part: _Part) -> None:
         self._means.memory.give_back(part.stop - part.start)
-        self._tasks.pop(part).cancel()
+        if part in self._tasks:
+            self._tasks[part].cancel()
 
 
 @contextlib.contextmanager
