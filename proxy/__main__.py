@@ -47,14 +47,13 @@ def main() -> None:
 @main.command("serve")
 @config_option
 @click.option("--worker-socket", type=int, hidden=True, help="For the supervisor's use.")
-@click.option("--worker-name", hidden=True, help="For the supervisor's use.")
-def serve_command(path: Path | None, worker_socket: int | None, worker_name: str | None) -> None:
+def serve_command(path: Path | None, worker_socket: int | None) -> None:
     """Serve clients, until SIGTERM or Ctrl-C.
 
     What is being sent is finished first, up to server.drain_timeout. A second signal stops at once.
     """
     settings = _load(path)
-    _guarded(lambda: _serve(settings, path, worker_socket, worker_name))
+    _guarded(lambda: _serve(settings, path, worker_socket))
 
 
 @main.command("check")
@@ -119,12 +118,12 @@ def _guarded(start: Callable[[], Coroutine[Any, Any, None]]) -> None:
         sys.exit(130)
 
 
-async def _serve(settings: Config, path: Path | None, worker_socket: int | None, name: str | None) -> None:
+async def _serve(settings: Config, path: Path | None, worker_socket: int | None) -> None:
     log = set_up_logging(settings.log.format, settings.log.level)
     signals = Signals()
     if worker_socket is not None:
         watch_parent(signals)
-        await serve(settings, log, socket.socket(fileno=worker_socket), None, signals, name)
+        await serve(settings, log, socket.socket(fileno=worker_socket), None, signals)
         return
     sock = bind(settings.server.listen, "server.listen")
     admin = bind(settings.admin.listen, "admin.listen")

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import secrets
 import signal
 import socket
 import ssl
@@ -63,11 +62,8 @@ class App:
 
 
 @contextlib.asynccontextmanager
-async def build(config: Config, log: Logger, metrics: Metrics, name: str | None = None) -> AsyncIterator[App]:
-    """Put the cache together, and take it apart again. `name`: of the instance, if it is more than this process.
-
-    Raises ConfigError, UnsafeDirectory, OSError.
-    """
+async def build(config: Config, log: Logger, metrics: Metrics) -> AsyncIterator[App]:
+    """Put the cache together, and take it apart again. Raises ConfigError, UnsafeDirectory, OSError."""
     if "Py" in http_parser.HttpRequestParser.__name__:
         raise ConfigError(["aiohttp runs without its C parser: install it from a wheel for this platform"])
     async with contextlib.AsyncExitStack() as stack:
@@ -103,15 +99,9 @@ async def build(config: Config, log: Logger, metrics: Metrics, name: str | None 
             metrics=metrics,
             log=log,
             client_stall_timeout=config.server.client_stall_timeout,
-            name=name or new_name(),
         )
         housekeeping.upstreams = tuple(upstreams.values())
         yield App(handlers, blobs, metrics, limits, housekeeping)
-
-
-def new_name() -> str:
-    """What an instance is called in Via: nobody can guess it, and it says nothing of where it runs."""
-    return f"entrepot-{secrets.token_hex(16)}"
 
 
 def _routes(config: Config) -> Routes:
@@ -253,16 +243,15 @@ class Signals:
 
 
 async def serve(
-    config: Config, log: Logger, sock: socket.socket, admin: socket.socket | None, signals: Signals,
-    name: str | None = None,
-) -> None:  # fmt: skip
+    config: Config, log: Logger, sock: socket.socket, admin: socket.socket | None, signals: Signals
+) -> None:
     """Run one process until it is told to stop, then drain. Raises ConfigError, UnsafeDirectory, OSError."""
     loop = asyncio.get_running_loop()
     loop.set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="files"))
     registry = CollectorRegistry()
     certificate = _certificate(config)
     async with contextlib.AsyncExitStack() as stack:
-        app = await stack.enter_async_context(build(config, log, Metrics(registry), name))
+        app = await stack.enter_async_context(build(config, log, Metrics(registry)))
         if admin is not None:
             await stack.enter_async_context(listening(Admin(registry, app.limits), admin))
         context = None if certificate is None else certificate.context

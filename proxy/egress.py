@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Mapping
-from contextvars import ContextVar
 from types import TracebackType
 from typing import Self
 from urllib.parse import urljoin
@@ -12,7 +11,7 @@ from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from proxy import __version__, failures, sections
-from proxy.oci import challenge, via
+from proxy.oci import challenge
 from proxy.oci.challenge import Challenge
 from proxy.oci.errors import OciError, Problem
 from proxy.oci.hostname import may_be_asked_for
@@ -23,9 +22,6 @@ from proxy.trust import Context, Trust
 
 USER_AGENT = f"entrepot/{__version__}"
 MAX_REDIRECTS = 5
-# The way of the client's request that caused the work at hand, us at its end. Every task inherits the context of the
-# one that starts it: a fill, a flight, a prefetch has the way of whoever asked first, and no signature has to know.
-WAY: ContextVar[tuple[str, ...]] = ContextVar("way", default=())
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
@@ -76,8 +72,6 @@ class Egress:
         sent = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity", **headers}
         if authorization is not None and not guarded:
             sent["Authorization"] = authorization
-        if not guarded and (way := WAY.get()):
-            sent["Via"] = via.render(way)
         context = self._trust.contexts.foreign if guarded else self._trust.contexts.own
         return await self._exchange(Sending(method, url, sent, guarded, fresh), context)
 

@@ -169,7 +169,7 @@ class Exchange:
         for number in range(0 if ask.has_fallback else TRIES - 1):
             try:
                 response = await self._authorized(ask, account)
-                if response.status < 500 or response.status == 508 or not self._retries.take():
+                if response.status < 500 or not self._retries.take():
                     return response
                 response.close()
             except OciError as error:
@@ -299,8 +299,6 @@ class Exchange:
                 )
             case 416:
                 return OciError(Problem.UPSTREAM_INVALID, f"{self._registry} has less of this blob than it said")
-            case 508:
-                return OciError(Problem.LOOP, f"{self._registry} leads back to a cache that has asked it")
             case _ if status >= 500:
                 return OciError(Problem.UPSTREAM_ERROR, f"{self._registry} answered {status}", retry_after=wait)
             case _:

@@ -9,10 +9,9 @@ from aiohttp import web
 
 from proxy import files
 from proxy.blobs import Blobs
-from proxy.egress import WAY
 from proxy.listings import Answer, Listings
 from proxy.manifests import Manifests
-from proxy.oci import endpoint, reference, via
+from proxy.oci import endpoint, reference
 from proxy.oci.digest import Digest
 from proxy.oci.endpoint import Endpoint, Kind
 from proxy.oci.errors import OciError, Problem
@@ -50,10 +49,7 @@ class Handlers:
         metrics: Metrics,
         log: Logger,
         client_stall_timeout: float,
-        name: str,
     ) -> None:
-        """`name`: what this instance is called in Via, by all of its workers."""
-        self._name = name
         self._routes = routes
         self._manifests = manifests
         self._blobs = blobs
@@ -141,7 +137,6 @@ class Handlers:
             return await responder.document(Answer(b"{}", "application/json"))
         if asked.kind is Kind.CATALOG:
             raise OciError(Problem.NOT_FOUND, "there is no catalog here: a cache does not know all that upstream has")
-        WAY.set(via.joined(via.parse(request.headers.getall("Via", ())), self._name))
         route = resolve(self._routes, asked, request.query.getall("ns", []), request.headers.get("Host", ""))
         record.upstream, record.repository = route.repository.registry, route.repository.name
         responder.echo_namespace(route.namespace)

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.multiprocess import mark_process_dead
 
 from proxy.admin import Admin
-from proxy.app import Signals, address, listening, new_name, rehearse
+from proxy.app import Signals, address, listening, rehearse
 from proxy.config import Config
 from proxy.files import hop
 from proxy.stores.disk import open_tree
@@ -37,7 +37,7 @@ class Supervisor:
         self._config = config
         self._log = log
         self._sock = sock
-        self._command = [*command, "--worker-socket", str(sock.fileno()), "--worker-name", new_name()]
+        self._command = [*command, "--worker-socket", str(sock.fileno())]
         self._workers: set[asyncio.subprocess.Process] = set()
 
     async def run(self, admin: socket.socket, signals: Signals) -> None:

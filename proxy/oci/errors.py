@@ -30,7 +30,6 @@ class Problem(Enum):
     UPSTREAM_UNREACHABLE = ("UNAVAILABLE", 502)  # the connection failed or was reset
     UPSTREAM_ERROR = ("UNAVAILABLE", 502)  # upstream answered 5xx
     UPSTREAM_TIMEOUT = ("UNAVAILABLE", 504)
-    LOOP = ("UNAVAILABLE", 508)  # upstream leads back to us: asking again is of no use
     UPSTREAM_PAUSED = ("UNAVAILABLE", 503)  # our own breaker is open
     CREDENTIALS_MISSING = ("UNAVAILABLE", 503)  # ours cannot be had just now
     OVERLOADED = ("UNAVAILABLE", 503)  # descriptors exhausted and the like: our own trouble
@@ -55,7 +54,6 @@ class Problem(Enum):
             Problem.UPSTREAM_ERROR,
             Problem.UPSTREAM_TIMEOUT,
             Problem.UPSTREAM_PAUSED,
-            Problem.LOOP,
         }
 
 

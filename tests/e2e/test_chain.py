@@ -461,80 +461,22 @@ async def _pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> Non
     sink.close()
 
 
-WHATS = ["manifests/v1", f"manifests/sha256:{HEX}", f"blobs/sha256:{HEX}", "tags/list", f"referrers/sha256:{HEX}"]
-
-
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-@pytest.mark.parametrize("what", WHATS)
-@pytest.mark.parametrize("length", [1, 2, 3])
-async def test_caches_that_ask_each_other_say_so_after_one_round(
-    tmp_path: Path, method: str, what: str, length: int
+@pytest.mark.parametrize(
+    "what", ["manifests/v1", f"manifests/sha256:{HEX}", f"blobs/sha256:{HEX}", "tags/list", f"referrers/sha256:{HEX}"]
+)
+async def test_two_caches_that_ask_each_other_end_in_an_error_before_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, what: str
 ) -> None:
-    async with contextlib.AsyncExitStack() as stack:
-        door = await stack.enter_async_context(Door().open())
-        ring = [await stack.enter_async_context(running(toml(f"http://{door.host}"), tmp_path / "0"))]
-        for number in range(1, length):
-            text = toml(f"http://{ring[-1].host}")
-            ring.append(await stack.enter_async_context(running(text, tmp_path / f"{number}", alone=False)))
-        door.behind = ring[-1].host
-        got = await ring[0].ask(method, f"/v2/{REPO}/{what}")
-        assert (got.status, got.header("Content-Type")) == (508, "application/json")
-        for proxy in ring:
-            await proxy.settled()
-        assert door.passed == 1
-
-
-async def test_what_is_cached_is_served_once_upstream_leads_back_here(tmp_path: Path, upstream: FakeRegistry) -> None:
-    image = upstream.add_image(REPO, "v1")
-    async with contextlib.AsyncExitStack() as stack:
-        door = await stack.enter_async_context(Door().open())
-        proxy = await stack.enter_async_context(
-            running(toml(f"http://{door.host}", more=NEVER_FRESH), tmp_path / "one")
-        )
-        door.behind = upstream.host
-        assert (await proxy.get(TAG)).body == image.body
-        door.behind = proxy.host
-        got = await proxy.get(TAG)
-        assert (got.body, "loop" in (got.header("Warning") or "")) == (image.body, True)
-
-
-async def test_both_ends_of_a_loop_asked_at_once_end_in_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(exchange, "BUDGET", 0.5)  # each waits for the other's answer: only time tells
+    monkeypatch.setattr(exchange, "BUDGET", 0.5)
     monkeypatch.setattr(outage, "PROBE_BUDGET", 0.5)
     async with contextlib.AsyncExitStack() as stack:
         door = await stack.enter_async_context(Door().open())
         one = await stack.enter_async_context(running(toml(f"http://{door.host}"), tmp_path / "one"))
         other = await stack.enter_async_context(running(toml(f"http://{one.host}"), tmp_path / "other", alone=False))
         door.behind = other.host
-        both = await asyncio.gather(one.get(TAG), other.get(TAG))
-        assert all(got.status >= 500 for got in both)
+        got = await one.ask(method, f"/v2/{REPO}/{what}")
+        assert (got.status >= 500, got.header("Content-Type")) == (True, "application/json")
         await one.settled()
         await other.settled()
         assert door.passed <= MOST_AT_ONCE
-
-
-async def test_the_way_of_a_request_is_passed_on_and_nothing_else_that_a_client_calls_via(
-    upstream: FakeRegistry, chain: Chain
-) -> None:
-    upstream.add_image(REPO, "v1")
-    before = f"entrepot-{'0' * 32}"
-    assert (await chain.front.get(TAG, {"Via": f"1.0 squid, 1.1 {before}, 1.1 evil (x)"})).status == 200
-    way = (upstream.requests[0].header("Via") or "").split(", ")
-    assert way[0] == f"1.1 {before}"
-    assert len(set(way)) == len(way) == 3
-
-
-async def test_a_request_that_has_come_through_too_many_caches_is_refused(upstream: FakeRegistry, chain: Chain) -> None:
-    upstream.add_image(REPO, "v1")
-    way = ", ".join(f"1.1 entrepot-{number:032x}" for number in range(8))
-    assert problem(await chain.front.get(TAG, {"Via": way})) == (508, "UNAVAILABLE")
-    assert upstream.count() == 0
-
-
-async def test_all_workers_of_an_instance_have_one_name(upstream: FakeRegistry, tmp_path: Path) -> None:
-    async with serving(toml(upstream.url, server="workers = 3"), tmp_path / "one") as process:
-        await asyncio.gather(*(process.get(f"/v2/{REPO}/manifests/none-{number}") for number in range(24)))
-    assert len({request.header("Via") for request in upstream.requests}) == 1
-    assert len(upstream.requests) == 24

@@ -67,7 +67,7 @@ def test_every_command_has_help(name: str) -> None:
     said = CliRunner(env={"COLUMNS": "80"}).invoke(main, [name, "--help"], prog_name="entrepot")
     assert (said.exit_code, said.stderr) == (0, "")
     assert said.stdout.startswith(f"Usage: entrepot {name} [OPTIONS]")
-    assert "--worker" not in said.stdout
+    assert "--worker-socket" not in said.stdout
     assert all(len(line) <= 80 for line in said.stdout.splitlines())
 
 

@@ -30,7 +30,6 @@ ANY_TEXT = st.text(st.characters(exclude_categories=()))
         ("UPSTREAM_ERROR", "UNAVAILABLE", 502),
         ("UPSTREAM_TIMEOUT", "UNAVAILABLE", 504),
         ("UPSTREAM_PAUSED", "UNAVAILABLE", 503),
-        ("LOOP", "UNAVAILABLE", 508),
         ("OVERLOADED", "UNAVAILABLE", 503),
     ],
 )
@@ -40,7 +39,7 @@ def test_a_problem_is_one_row_of_the_table(name: str, code: str, status: int) ->
 
 
 def test_problems_with_the_same_answer_stay_different_problems() -> None:
-    assert len(Problem) == len(Problem.__members__) == 20
+    assert len(Problem) == len(Problem.__members__) == 19
 
 
 @pytest.mark.parametrize("problem", Problem)
@@ -58,7 +57,6 @@ def test_an_outage_is_exactly_what_stale_content_may_stand_in_for() -> None:
         "UPSTREAM_ERROR",
         "UPSTREAM_TIMEOUT",
         "UPSTREAM_PAUSED",
-        "LOOP",
     }
 
 
