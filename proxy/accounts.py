@@ -60,6 +60,11 @@ class Accounts:
         for account in self._accounts:
             await account.tokens.aclose()
 
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self._accounts)
+
     async def choose(self, repository: Repository, *, is_blob: bool) -> Account:
         """Whom to ask as. Raises OciError TOO_MANY_REQUESTS while none may, DENIED if none is for this repository."""
         able = self._able(repository)
@@ -162,7 +167,7 @@ class Accounts:
             self._log.warning("rate limits not read", reason=error.strerror)
             return
         if found is not None:
-            account.budget.state = account.budget.state.merged(found)
+            account.budget.state = account.budget.state.merged(found, time.time())
 
     async def record(self) -> None:
         """Tell the other processes, and the next one, what is known; called every few seconds."""

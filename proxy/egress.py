@@ -104,8 +104,11 @@ class Egress:
         for _ in range(MAX_REDIRECTS):
             if response.status not in _REDIRECTS:
                 return response
-            target = self._target(response)
+            target, has_left = self._target(response), response.url.origin() != self.origin
             response.close()
+            if has_left and target.origin() == self.origin:
+                # The path would be another's choice, and the credentials, the certificate or the address ours.
+                raise OciError(Problem.UPSTREAM_INVALID, f"{response.url.host} redirects back to {self.origin.host}")
             response = await self.request(method, target, headers, authorization, fresh=fresh)
         if response.status in _REDIRECTS:
             response.close()

@@ -16,6 +16,7 @@ from proxy.accounts import Account, Accounts
 from proxy.egress import Egress, asked_for, read_limited
 from proxy.oci.challenge import Challenge
 from proxy.oci.errors import OciError, Problem
+from proxy.oci.ratelimit import FIRST_PAUSE
 from proxy.oci.reference import Repository
 from proxy.oci.retry import Ramp, RetryBudget, pause, retry_after
 from proxy.outage import Outage
@@ -150,7 +151,7 @@ class Exchange:
 
     async def _from_any_account(self, ask: Ask) -> aiohttp.ClientResponse:
         """From the account whose turn it is; from the next one when that is refused for its rate."""
-        while True:
+        for _ in range(self._accounts.count + 1):  # the last time to be told how long there is to wait
             account = await self._accounts.choose(ask.repository, is_blob=ask.is_blob)
             try:
                 response = await self._retried(ask, account)
@@ -162,6 +163,7 @@ class Exchange:
             if response.status != 429:
                 return response
             response.close()
+        raise OciError(Problem.TOO_MANY_REQUESTS, f"{self._registry} limits our rate", retry_after=FIRST_PAUSE)
 
     async def _retried(self, ask: Ask, account: Account) -> aiohttp.ClientResponse:
         """Once more, and once more, what failed in a way that may be over: as far as the budget of retries goes."""
@@ -247,12 +249,23 @@ class Exchange:
         token, again = None, response
         for _ in range(2):  # the second time with a new token, should the one at hand be good no more
             again.close()
-            token = await account.tokens.introduction(ask.repository, bearer, response.url.origin(), token)
+            token = await self._introduction(ask, account, bearer, response.url.origin(), token)
             headers = {**ask.headers, "Authorization": token}
             again = await self._egress.request(ask.method, response.url, headers, fresh=ask.fresh)
             if again.status != 401:
                 break
         return await self._egress.follow(ask.method, again, ask.headers, None, fresh=ask.fresh)
+
+    async def _introduction(
+        self, ask: Ask, account: Account, challenge: Challenge, origin: URL, rejected: str | None
+    ) -> str:
+        """As the token service of that host has it; what it refuses, or limits, is no word of upstream's."""
+        try:
+            return await account.tokens.introduction(ask.repository, challenge, origin, rejected)
+        except OciError as error:
+            if error.problem not in {Problem.DENIED, Problem.TOO_MANY_REQUESTS}:
+                raise
+            raise OciError(Problem.UPSTREAM_ERROR, error.message) from None
 
     def _expired(self, response: aiohttp.ClientResponse) -> aiohttp.ClientResponse:
         """Signed URLs expire, and storage has limits: no word of upstream's on who may read what. It will sign another.

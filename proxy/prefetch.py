@@ -11,6 +11,8 @@ from proxy.oci.manifest import INDEXES, Manifest
 from proxy.oci.reference import Repository
 from proxy.telemetry import Logger
 
+MOST = 128  # blobs of one manifest ...
+MOST_WAITING = 512  # ... and of all, whose download has not begun: clients have places of their own
 _FOREIGN = ("foreign", "nondistributable")  # layers that are elsewhere, by their manifest's word: never followed
 
 
@@ -28,11 +30,11 @@ class Prefetch:
         patterns = self._patterns.get(repository.registry, ())
         if manifest.media_type in INDEXES or not any(fnmatchcase(repository.name, one) for one in patterns):
             return
-        for descriptor in manifest.descriptors:
-            if not any(word in descriptor.media_type for word in _FOREIGN):
-                task = asyncio.create_task(self._bring(repository, descriptor.digest))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+        near = [one.digest for one in manifest.descriptors if not any(word in one.media_type for word in _FOREIGN)]
+        for digest in list(dict.fromkeys(near))[: min(MOST, MOST_WAITING - len(self._tasks))]:
+            task = asyncio.create_task(self._bring(repository, digest))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     async def _bring(self, repository: Repository, digest: Digest) -> None:
         """Ask for a blob as a client would, and leave: the fill goes on."""

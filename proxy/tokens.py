@@ -7,7 +7,7 @@ import json
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlencode
 
@@ -28,15 +28,17 @@ MAX_TOKEN = 16 * 1024
 MAX_TOKENS = 4096  # tokens, and repositories' challenges, remembered per upstream
 DEFAULT_LIFE = 60.0  # seconds, when the endpoint does not say (the token specification's default)
 LONGEST_LIFE = 3600.0
+_REFUSED = frozenset({400, 401, 403})  # a 404 says that it is no token service
 REFUSAL_LIFE = 5.0  # seconds that a refusal stands, as a 404 does
 MARGIN = 0.1  # of its life, before the end of which a token is no longer used
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """What a token was issued for; the credential goes in as a keyed fingerprint, never as itself."""
+    """What a token was issued for, and to whom it goes; the credential is a keyed fingerprint, never itself."""
 
     upstream: str
+    asking: str  # the origin that wants the token: what one was given for is nothing for another
     credential: str
     realm: str
     service: str
@@ -119,24 +121,26 @@ class Tokens:
         if challenge is None:
             is_basic = any(one.scheme == "basic" for one in challenges)
             return _basic(credential) if is_basic and credential is not None else None
-        return await self._token(self._key(credential, challenge, ""), self._egress.origin)
+        origin = self._egress.origin
+        return await self._token(self._key(origin, credential, challenge, ""), origin)
 
     async def introduction(
         self, repository: Repository, challenge: Challenge, origin: URL, rejected: str | None
     ) -> str:
         """A token for a host that upstream redirects to: anonymous, from that host itself. Raises OciError."""
-        return await self._token(self._key(None, challenge, challenge.scope or _scope(repository)), origin, rejected)
+        scope = challenge.scope or _scope(repository)
+        return await self._token(self._key(origin, None, challenge, scope), origin, rejected)
 
     async def _answer(self, repository: Repository, challenge: Challenge, rejected: str | None = None) -> str | None:
         credential = await self._current()
         if challenge.scheme == "basic":
             return None if credential is None else _basic(credential)
-        key = self._key(credential, challenge, _scope(repository))
-        return await self._token(key, self._egress.origin, rejected)
+        origin = self._egress.origin
+        return await self._token(self._key(origin, credential, challenge, _scope(repository)), origin, rejected)
 
-    def _key(self, credential: Credential | None, challenge: Challenge, scope: str) -> Key:
+    def _key(self, origin: URL, credential: Credential | None, challenge: Challenge, scope: str) -> Key:
         fingerprint = self._fingerprint(credential)
-        return Key(self._registry, fingerprint, challenge.realm or "", challenge.service or "", scope)
+        return Key(self._registry, str(origin), fingerprint, challenge.realm or "", challenge.service or "", scope)
 
     async def _token(self, key: Key, origin: URL, rejected: str | None = None) -> str:
         """The token at hand, unless it is the one that was rejected: one that was renewed in the meantime is good.
@@ -197,15 +201,23 @@ class Tokens:
                 other = await self._replaced(_basic(credential))
                 if other is None or other == credential:
                     raise self.refused(f"the token service {realm.host}")
-                status, pause, body = await self._ask(realm, key, other)
+                credential = other
+                status, pause, body = await self._ask(realm, key, credential)
         if status != 200:
             refusal = self._refusal(status, realm, pause)
             if refusal.problem is Problem.DENIED:
+                if credential is not None and not await self._is_good(realm, key, credential):
+                    raise self.refused(f"the token service {realm.host}")
                 self._refusals[key] = refusal.message
             raise refusal
         token, life = _read_token(body, realm)
         self._tokens[key] = Token(token, received + life * (1 - MARGIN))
         return token
+
+    async def _is_good(self, realm: URL, key: Key, credential: Credential) -> bool:
+        """Whether it is this repository that is refused, and not us: some say 400 or 403 for either."""
+        status, _, _ = await self._ask(realm, replace(key, scope=""), credential)
+        return status not in _REFUSED
 
     async def _ask(self, realm: URL, key: Key, credential: Credential | None) -> tuple[int, float | None, bytes]:
         """Ask for a token: the status, the Retry-After in seconds, the body."""
@@ -229,7 +241,9 @@ class Tokens:
         except ValueError:
             raise OciError(Problem.UPSTREAM_INVALID, f"{self._registry} names a token realm that is no URL") from None
         schemes = {"https", self._egress.origin.scheme}
-        listed = {realm.host, f"{realm.host}:{realm.port}"} & set(self._realm_hosts)
+        # What is listed is for upstream's own use: by certificate or address, a realm may know us.
+        hosts = set(self._realm_hosts) if asking == self._egress.origin else set()
+        listed = {realm.host, f"{realm.host}:{realm.port}"} & hosts
         if not plain or realm.scheme not in schemes or not (origin == asking or listed):
             raise OciError(
                 Problem.UPSTREAM_INVALID,
@@ -242,7 +256,7 @@ class Tokens:
         who = f"the token service {realm.host} of {self._registry}"
         if status == 429:
             return OciError(Problem.TOO_MANY_REQUESTS, f"{who} limits our rate", retry_after=pause)
-        if status in {400, 401, 403, 404}:
+        if status in _REFUSED:
             return OciError(Problem.DENIED, f"{who} refuses access ({status})")
         if status >= 500:
             return OciError(Problem.UPSTREAM_ERROR, f"{who} answered {status}")

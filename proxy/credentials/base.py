@@ -12,6 +12,13 @@ class Credential:
     secret: str = field(repr=False)
     is_refresh_token: bool = False
 
+    def __post_init__(self) -> None:
+        """Raises CredentialError."""
+        try:
+            f"{self.username}{self.secret}".encode()
+        except UnicodeEncodeError:
+            raise CredentialError("the user name or the password is not UTF-8: see how it was written") from None
+
 
 @dataclass(frozen=True, slots=True)
 class Issued:

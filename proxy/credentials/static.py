@@ -11,11 +11,12 @@ class Given:
     """A password that was there when the program began, and stays what it is."""
 
     def __init__(self, username: str, password: str) -> None:
-        self._credential = Credential(username, password)
+        self._username = username
+        self._password = password
 
     async def fetch(self) -> Issued:
-        """The one there is."""
-        return Issued(self._credential)
+        """The one there is. Raises CredentialError if it cannot be sent."""
+        return Issued(Credential(self._username, self._password))
 
 
 class InFile:

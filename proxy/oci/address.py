@@ -6,11 +6,20 @@ from collections.abc import Iterable
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-_NAT64 = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("64:ff9b:1::/48"))
-# What ipaddress calls global and is not: cloud metadata services, and addresses of shared or local use.
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+# What ipaddress calls global and is not: cloud metadata services, and addresses of shared or local use
+# (the last is NAT64 too, but only the network knows which bits are the IPv4 address: RFC 8215).
 _DENIED = tuple(
     ipaddress.ip_network(network)
-    for network in ("100.64.0.0/10", "168.63.129.16/32", "192.0.0.0/24", "192.88.99.0/24", "198.18.0.0/15", "fec0::/10")
+    for network in (
+        "100.64.0.0/10",
+        "168.63.129.16/32",
+        "192.0.0.0/24",
+        "192.88.99.0/24",
+        "198.18.0.0/15",
+        "fec0::/10",
+        "64:ff9b:1::/48",
+    )
 )
 
 
@@ -38,7 +47,7 @@ def _wrapped(address: Address) -> tuple[ipaddress.IPv4Address, ...]:
         return ()
     if address.ipv4_mapped is not None:
         return (address.ipv4_mapped,)
-    if any(address in network for network in _NAT64):
+    if address in _NAT64:
         return (ipaddress.IPv4Address(int(address) & 0xFFFFFFFF),)
     if address.sixtofour is not None:
         return (address.sixtofour,)

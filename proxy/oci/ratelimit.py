@@ -10,6 +10,7 @@ _QUANTITY = re.compile(r" *([0-9]{1,12}) *(?:[;,].*)?", re.ASCII | re.DOTALL)
 _WINDOW = re.compile(r";\s*w=([0-9]{1,9})\b", re.ASCII)
 _SOURCE = re.compile(r"[\x21-\x7e]{1,128}", re.ASCII)
 DAY = 86400.0
+SLACK = 60.0  # seconds that a clock may have been ahead when something was seen
 SHORTEST_PAUSE = 1.0  # seconds, even if "Retry-After: 0" comes with a 429
 FIRST_PAUSE = 30.0  # seconds, when a 429 does not say for how long; doubling ...
 LONGEST_PAUSE = 600.0  # ... up to this
@@ -68,14 +69,24 @@ class State:
     refusals: int = 0  # answers of 429 in a row
     empty_at: float | None = None  # when nothing will be left, at the rate of late; None: no time soon
 
-    def merged(self, other: "State") -> "State":
-        """What two processes know together: the later word on the allowance, the longer pause."""
-        newer = other if other.seen > self.seen else self
+    def merged(self, other: "State", now: float) -> "State":
+        """What two processes know together: the later word on the allowance, the longer pause.
+
+        What a clock that was ahead has left is no word at all.
+        """
+        newer = max((self, other), key=lambda one: one.seen if one.seen <= now + SLACK else -1.0)
         return replace(
             newer,
-            paused_until=max(self.paused_until, other.paused_until),
-            metadata_paused_until=max(self.metadata_paused_until, other.metadata_paused_until),
+            paused_until=max(_possible(self.paused_until, now), _possible(other.paused_until, now)),
+            metadata_paused_until=max(
+                _possible(self.metadata_paused_until, now), _possible(other.metadata_paused_until, now)
+            ),
         )
+
+
+def _possible(until: float, now: float) -> float:
+    """The end of a pause; 0 for one so far off that the clock must have been ahead when it began."""
+    return until if until - now <= DAY else 0.0
 
 
 class Budget:
@@ -111,16 +122,22 @@ class Budget:
         refusals = self.state.refusals + 1
         pause = min(FIRST_PAUSE * 2.0 ** min(refusals - 1, 16), LONGEST_PAUSE) if wait is None else wait
         until = now + max(pause, SHORTEST_PAUSE)
-        field = "paused_until" if wait is not None or is_blob else "metadata_paused_until"
-        self.state = replace(self.state, refusals=refusals, **{field: max(getattr(self.state, field), until)})
+        self.state = replace(self.state, refusals=refusals)
+        if wait is not None or is_blob:
+            self.state = replace(self.state, paused_until=max(_possible(self.state.paused_until, now), until))
+        else:
+            longer = max(_possible(self.state.metadata_paused_until, now), until)
+            self.state = replace(self.state, metadata_paused_until=longer)
         if allowance is not None:
             self.state = replace(self.state, allowance=allowance, seen=now)
         return until - now
 
     def pause(self, now: float, *, is_blob: bool) -> float:
         """Seconds for which nothing of the kind may be asked; 0 if it may now. A clock that jumped back counts not."""
-        until = self.state.paused_until if is_blob else max(self.state.paused_until, self.state.metadata_paused_until)
-        return until - now if 0 < until - now <= DAY else 0.0
+        until = _possible(self.state.paused_until, now)
+        if not is_blob:
+            until = max(until, _possible(self.state.metadata_paused_until, now))
+        return max(0.0, until - now)
 
     def allowance(self, now: float) -> Allowance | None:
         """What upstream said, unless its window is over since."""

@@ -7,7 +7,7 @@ import pytest
 from .harness import running, toml, until
 from .upstream import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, FakeRegistry, descriptor, digest_of
 
-REPO = "library/app"
+REPO, OTHER = "library/app", "library/other"
 TAG = f"/v2/{REPO}/manifests/v1"
 
 
@@ -64,3 +64,22 @@ async def test_layers_that_are_elsewhere_and_blobs_that_cannot_be_had_do_no_harm
         await until(lambda: here["digest"] in proxy.blobs())
         await proxy.settled()
         assert upstream.count(path_contains=str(foreign["digest"])) == 0
+
+
+async def test_one_manifest_starts_no_storm_of_prefetching(upstream: FakeRegistry, store: Path) -> None:
+    config = descriptor(OCI_CONFIG, upstream.add_blob(REPO, b"{}"), 2)
+    layers = [descriptor(OCI_LAYER, digest_of(str(number).encode()), 10) for number in range(5000)]
+    body = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": layers}
+    upstream.add_manifest(REPO, body, OCI_MANIFEST, tags=["v1"])
+    wanted = upstream.add_blob(OTHER, b"wanted")
+    gate = upstream.on("GET", repo=REPO, path_contains="/blobs/").hang()
+    async with running(toml(upstream.url, more='prefetch = "on"'), store) as proxy:
+        assert (await proxy.get(TAG)).status == 200
+        await gate.reached.wait()
+        got = await proxy.get(f"/v2/{OTHER}/blobs/{wanted}")
+        waiting = proxy.app.blobs._waiting["docker.io"]
+        upstream.forget_rules()
+        gate.open()
+        assert (got.status, got.body) == (200, b"wanted"), (got.status, got.body, waiting)
+        await proxy.settled()
+        assert upstream.count("GET", path_contains=f"/{REPO}/blobs/") <= 128

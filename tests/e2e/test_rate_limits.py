@@ -10,6 +10,8 @@ from typing import Any
 import aiohttp
 import pytest
 
+from proxy.oci.ratelimit import DAY, State
+
 from .harness import Proxy, running, serving, toml
 from .raw_client import RawAnswer
 from .upstream import FakeRegistry
@@ -276,3 +278,18 @@ async def test_an_account_of_no_repository_at_all_makes_nothing_stale(
         assert code(got) == (403, "DENIED")
         assert b"no account of docker.io is for library/app" in got.body
     assert upstream.count() == 0
+
+
+async def test_a_429_is_kept_to_after_the_clock_was_set_back(upstream: FakeRegistry, store: Path) -> None:
+    """The clock was three days ahead when a pause was recorded, and has been set right since."""
+    async with running(toml(upstream.url), store):
+        pass
+    state = State(paused_until=time.time() + 3 * DAY, metadata_paused_until=time.time() + 3 * DAY, refusals=1)
+    async with running(toml(upstream.url), store) as proxy:
+        accounts = proxy.app.housekeeping.upstreams[0]._accounts
+        await accounts._limits.save("docker.io", accounts._accounts[0].label, state)
+    async with running(toml(upstream.url), store) as proxy:
+        upstream.on().status(429, [("Retry-After", "120")])
+        got = await proxy.get(f"/v2/{REPO}/manifests/v1")
+        assert upstream.count() == 1
+        assert got.status == 429

@@ -85,3 +85,8 @@ def test_what_is_private_by_the_standard_library_is_never_public(
         assert not is_public(address) or (
             isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None
         )
+
+
+def test_an_address_in_the_local_nat64_prefix_is_not_public_by_its_last_bits() -> None:
+    """RFC 8215 leaves the length of the prefix to the network: with RFC 6052's /48 this one is 169.254.169.254."""
+    assert not is_public(ipaddress.ip_address("64:ff9b:1:a9fe:a9:fe00:808:808"))

@@ -131,7 +131,7 @@ def test_a_clock_that_jumped_back_a_year_does_not_make_a_pause_of_a_year() -> No
 def test_two_processes_know_the_later_word_and_the_longer_pause() -> None:
     old = State(Allowance(100, 50), seen=NOW, paused_until=NOW + 60)
     new = State(Allowance(100, 40), seen=NOW + 1, paused_until=NOW + 30)
-    for merged in (old.merged(new), new.merged(old)):
+    for merged in (old.merged(new, NOW), new.merged(old, NOW)):
         assert merged.allowance == Allowance(100, 40)
         assert merged.paused_until == NOW + 60
 
@@ -152,3 +152,19 @@ def test_there_is_no_forecast_when_it_lasts_for_the_window_or_the_window_began_a
     fresh.answered(Allowance(100, 5, 21600), NOW + 60)
     fresh.answered(Allowance(100, 100, 21600), NOW + 120)
     assert fresh.state.empty_at is None
+
+
+def test_a_pause_counts_though_one_from_before_a_clock_jump_is_days_ahead() -> None:
+    now = 1_800_000_000.0
+    budget = Budget(state=State(paused_until=now + 3 * DAY, metadata_paused_until=now + 3 * DAY))
+    budget.refused(60.0, is_blob=False, allowance=None, now=now)
+    assert budget.pause(now, is_blob=False) == 60.0
+
+
+def test_an_allowance_from_the_future_does_not_outlive_what_upstream_says_now() -> None:
+    now = 1_800_000_000.0
+    future = State(allowance=Allowance(100, 100, 21600.0), seen=now + 3 * DAY)
+    budget = Budget()
+    budget.answered(Allowance(100, 1, 21600.0), now)
+    budget.state = budget.state.merged(future, now)  # what _learn does each second
+    assert budget.is_low(now)
