@@ -1,12 +1,14 @@
 """The body of a blob on its way from upstream, and the watchdog that breaks off what does not get on."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 
 import aiohttp
 
 from proxy.oci.byterange import parse_content_range
+from proxy.turns import Turn
 
 LOW_SPEED = 1024  # bytes a second that a body must bring, over one stall time-out
 
@@ -18,7 +20,14 @@ class Interrupted(Exception):
 class BlobStream:
     """The body of a blob as it comes: `start` is the offset of its first byte, `total` the blob's size if known."""
 
-    def __init__(self, response: aiohttp.ClientResponse, stall_timeout: float, received: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        response: aiohttp.ClientResponse,
+        stall_timeout: float,
+        received: Callable[[int], None],
+        turn: Turn | None = None,
+    ) -> None:
+        """`turn`: what is held for it, if that may be lost to others while a client does not read."""
         self.start = 0
         self.total = response.content_length
         if response.status == 206:
@@ -28,6 +37,7 @@ class BlobStream:
         self._response = response
         self._stall_timeout = stall_timeout
         self._received = received
+        self._turn = turn
         self._broken: Interrupted | None = None
         self._waited = 0.0
         self._waited_for = 0
@@ -51,6 +61,14 @@ class BlobStream:
         self._received(len(data))
         self._watch(len(data), time.monotonic() - began)
         return data
+
+    def resting(self) -> contextlib.AbstractContextManager[None]:
+        """Around waiting for a client: should that take long, others may have the turn, and read() is Interrupted."""
+        return contextlib.nullcontext() if self._turn is None else self._turn.rest(self._give_up)
+
+    def _give_up(self) -> None:
+        self._broken = Interrupted("the client does not read, and others wait")
+        self._response.close()
 
     def _watch(self, count: int, waited: float) -> None:
         """A drip of bytes satisfies every per-read time-out; it must not hold a fill for ever.

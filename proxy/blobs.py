@@ -152,7 +152,8 @@ class ComingBlob:
             data, skip = data[skip:][: stop - offset], max(0, skip - len(data))
             if data:
                 offset += len(data)
-                yield data
+                with stream.resting():
+                    yield data
 
     async def _verified(self) -> AsyncGenerator[bytes]:
         """Everything after what the readers of the spool have been given, with the last byte withheld till the end."""
@@ -174,7 +175,8 @@ class ComingBlob:
                             hasher.update(data)
                             offset += len(data)
                             failures = 0
-                            yield held + data[:-1]
+                            with stream.resting():
+                                yield held + data[:-1]
                             held = data[-1:]
                 if self.size is None:
                     break

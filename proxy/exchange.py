@@ -21,7 +21,7 @@ from proxy.oci.reference import Repository
 from proxy.oci.retry import Ramp, RetryBudget, pause, retry_after
 from proxy.outage import Outage
 from proxy.telemetry import Metrics
-from proxy.turns import CarefulTurns, Turns
+from proxy.turns import CarefulTurns, Turn, Turns
 
 BUDGET = 14.0  # seconds for connect, token, redirects and headers together: clients give up at 30
 STALE_BUDGET = 4.0  # seconds, when there is a cached answer to fall back on
@@ -35,7 +35,7 @@ class Lane(enum.Enum):
     """Whose turn it has to be for a question to be asked."""
 
     QUESTION = enum.auto()
-    DOWNLOAD = enum.auto()  # its body may take long: questions do not wait behind it
+    ASIDE = enum.auto()  # a question that leads to storage: should that be silent, others do not wait behind it
     HELD = enum.auto()  # the caller has a turn
 
 
@@ -92,16 +92,16 @@ class Exchange:
             with contextlib.closing(response):
                 yield response
 
-    def _turn(self, ask: Ask) -> contextlib.AbstractAsyncContextManager[None]:
-        match ask.lane:
-            case Lane.QUESTION:
-                return self._questions.turn(ask.repository)
-            case Lane.DOWNLOAD:
-                return self._downloads.turn(ask.repository)
-            case Lane.HELD:
-                return contextlib.nullcontext()
+    @contextlib.asynccontextmanager
+    async def _turn(self, ask: Ask) -> AsyncIterator[None]:
+        if ask.lane is Lane.HELD:
+            yield
+            return
+        async with self._questions.turn(ask.repository) as turn:
+            with turn.rest(lambda: None) if ask.lane is Lane.ASIDE else contextlib.nullcontext():
+                yield
 
-    def downloading(self, repository: Repository) -> contextlib.AbstractAsyncContextManager[None]:
+    def downloading(self, repository: Repository) -> contextlib.AbstractAsyncContextManager[Turn]:
         """Hold a turn for a download, for as many requests as it makes one after the other."""
         return self._downloads.turn(repository)
 

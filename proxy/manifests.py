@@ -25,6 +25,7 @@ TAGS_IN_MEMORY = 16384
 NEGATIVE_TTL = 5.0  # seconds that a 404 is remembered: a build polls for what it is about to push
 NEGATIVES = 10_000
 POSTPONEMENT = 1.0  # seconds before a tag is revalidated again after upstream failed to answer
+SLOW_POSTPONEMENT = 6.0  # seconds, where the failure was silence: each pull that finds out anew waits seconds for it
 LONGEST_POSTPONEMENT = 60.0
 
 
@@ -127,8 +128,7 @@ class Manifests:
         except OciError as error:
             if not error.problem.is_outage:
                 raise
-            wait = POSTPONEMENT if error.retry_after is None else min(error.retry_after, LONGEST_POSTPONEMENT)
-            self._postponed[repository, tag] = (time.monotonic() + wait, error)
+            self._postponed[repository, tag] = (time.monotonic() + _postponement(error), error)
             self._log.warning(
                 "serving stale",
                 repository=str(repository),
@@ -269,3 +269,10 @@ class Manifests:
         for descriptor in found.descriptors:
             self._sizes[repository, descriptor.digest] = descriptor.size
         return found
+
+
+def _postponement(error: OciError) -> float:
+    """Seconds until upstream is asked again for a tag."""
+    if error.retry_after is not None:
+        return min(error.retry_after, LONGEST_POSTPONEMENT)
+    return SLOW_POSTPONEMENT if error.problem is Problem.UPSTREAM_TIMEOUT else POSTPONEMENT

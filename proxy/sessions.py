@@ -10,6 +10,7 @@ import aiohttp
 from aiohttp.abc import AbstractResolver
 from yarl import URL
 
+from proxy.names import Names
 from proxy.oci.address import Network, is_permitted
 from proxy.proxies import Proxy
 from proxy.trust import Context
@@ -41,8 +42,11 @@ class _ByProxy(aiohttp.TCPConnector):
     Else the proxy would be shown the client certificate, and not be verified where the upstream is insecure.
     """
 
-    def __init__(self, context: Callable[[], ssl.SSLContext | None], *, force_close: bool) -> None:
-        super().__init__(limit=0, force_close=force_close, keepalive_timeout=None if force_close else _KEEPALIVE)
+    def __init__(
+        self, context: Callable[[], ssl.SSLContext | None], resolver: AbstractResolver, *, force_close: bool
+    ) -> None:
+        keepalive = None if force_close else _KEEPALIVE
+        super().__init__(limit=0, force_close=force_close, keepalive_timeout=keepalive, resolver=resolver)
         self._context_of_proxy = context
 
     def _get_ssl_context(self, req: aiohttp.ClientRequest) -> ssl.SSLContext | None:
@@ -65,13 +69,16 @@ class Sessions:
     ) -> None:
         self._private_networks = private_networks
         self._context_of_proxy = context_of_proxy
-        self._resolver = resolver
+        # Apart, so that hosts which upstream leads to cannot keep its own name waiting.
+        self._own_names, self._foreign_names = resolver or Names(), resolver or Names()
         self._sessions: dict[tuple[bool, bool, bool], aiohttp.ClientSession] = {}
 
     async def aclose(self) -> None:
         """Close every connection."""
         for session in self._sessions.values():
             await session.close()
+        for names in (self._own_names, self._foreign_names):
+            await names.close()
 
     async def send(self, sending: Sending, context: Context, proxy: Proxy | None) -> aiohttp.ClientResponse:
         """Send it, and return the head of the answer. Raises what aiohttp raises."""
@@ -105,12 +112,12 @@ class Sessions:
 
     def _connector(self, guarded: bool, fresh: bool, by_proxy: bool) -> aiohttp.TCPConnector:
         if by_proxy:
-            return _ByProxy(self._context_of_proxy, force_close=fresh)
+            return _ByProxy(self._context_of_proxy, self._own_names, force_close=fresh)
         return aiohttp.TCPConnector(
             limit=0,
             force_close=fresh,
             keepalive_timeout=None if fresh else _KEEPALIVE,
-            resolver=self._resolver,
+            resolver=self._foreign_names if guarded else self._own_names,
             socket_factory=self._guarded_socket if guarded else None,
         )
 

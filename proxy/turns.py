@@ -4,24 +4,53 @@ import asyncio
 import contextlib
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import AsyncIterator, Hashable
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator
 
 from proxy.oci.errors import OciError
 from proxy.oci.retry import Ramp
+
+PATIENCE = 2.0  # seconds that a turn may rest while others wait for theirs
+
+
+class Turn:
+    """A turn that somebody holds, and may lose while it rests."""
+
+    def __init__(self, key: Hashable, resting: "_Resting", rested: Callable[[], None]) -> None:
+        self.key = key
+        self.is_lost = False
+        self._resting = resting
+        self._rested = rested
+
+    @contextlib.contextmanager
+    def rest(self, give_up: Callable[[], None]) -> Iterator[None]:
+        """Within this the turn is lost once it has taken too long and others wait; `give_up` is called then."""
+        self._resting[self] = (time.monotonic(), give_up)
+        self._rested()
+        try:
+            yield
+        finally:
+            self._resting.pop(self, None)
+
+
+_Resting = OrderedDict[Turn, tuple[float, Callable[[], None]]]  # since when, and whom to tell; the oldest first
 
 
 class Turns:
     """A bounded number of turns, given round robin between those who wait under different keys.
 
     The last quarter is for keys that hold none: whoever has many layers on their way cannot keep others from starting.
+    Nor can a client that does not read what it has asked for: a turn that rests is taken from it, if others wait.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, patience: float = PATIENCE) -> None:
         self._most = most
         self._shared = most - most // 4
         self._held: Counter[Hashable] = Counter()
         self._total = 0
         self._waiting: OrderedDict[Hashable, deque[asyncio.Future[None]]] = OrderedDict()
+        self._patience = patience
+        self._resting: _Resting = OrderedDict()
+        self._alarm: asyncio.TimerHandle | None = None
 
     @property
     def waiting(self) -> int:
@@ -29,13 +58,15 @@ class Turns:
         return sum(len(queue) for queue in self._waiting.values())
 
     @contextlib.asynccontextmanager
-    async def turn(self, key: Hashable) -> AsyncIterator[None]:
+    async def turn(self, key: Hashable) -> AsyncIterator[Turn]:
         """Hold one turn, first come first served under one key."""
         await self._take(key)
+        turn = Turn(key, self._resting, self._watch)
         try:
-            yield
+            yield turn
         finally:
-            self._give_back(key)
+            if not turn.is_lost:
+                self._give_back(key)
 
     def spare(self, key: Hashable) -> contextlib.ExitStack | None:
         """A turn of those that all may share, if nobody waits for any; closing what is returned gives it back."""
@@ -52,6 +83,7 @@ class Turns:
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(key, deque()).append(turn)
+        self._watch()
         try:
             await turn
         except asyncio.CancelledError:
@@ -81,6 +113,26 @@ class Turns:
             queue.remove(turn)
             if not queue:
                 del self._waiting[key]
+
+    def _watch(self) -> None:
+        """See to it that what has rested for too long is taken, as long as somebody waits."""
+        if self._alarm is not None or not self._waiting or not self._resting:
+            return
+        since, _ = next(iter(self._resting.values()))
+        wait = max(0.0, since + self._patience - time.monotonic())
+        self._alarm = asyncio.get_running_loop().call_later(wait, self._reclaim)
+
+    def _reclaim(self) -> None:
+        """Take the turn that has rested the longest, if it has for long enough."""
+        self._alarm = None
+        if self._waiting and self._resting:
+            turn, (since, give_up) = next(iter(self._resting.items()))
+            if time.monotonic() - since >= self._patience:
+                del self._resting[turn]
+                turn.is_lost = True
+                give_up()
+                self._give_back(turn.key)
+        self._watch()
 
     def _serve(self) -> None:
         """Give what is free to whoever is next: the key that was served goes to the end of the round."""

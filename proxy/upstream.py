@@ -29,6 +29,7 @@ from proxy.pace import WORTHWHILE, Pace
 from proxy.parts import Lead, Means, Memory, PartedStream
 from proxy.stores.base import LimitStore
 from proxy.telemetry import Logger, Metrics
+from proxy.turns import Turn
 
 NO_HEAD = frozenset({400, 401, 403, 405, 501})  # answers to a HEAD that may be about the method
 NO_HEAD_LIFE = 3600.0  # seconds that a repository is not asked by HEAD after it refused one
@@ -192,7 +193,8 @@ class Upstream:
         # A redirect leads to storage, whose signed URLs are good for GET only: ask for one byte, and read none.
         stop = None if digest.matches(digest.hasher()) else 1  # nothing has no first byte
         left = max(1.0, ask.budget - (time.monotonic() - began))
-        async with self._streamed(self._blob_ask(repository, digest, 0, stop), 0, left) as stream:
+        ask = replace(self._blob_ask(repository, digest, 0, stop), lane=Lane.ASIDE)
+        async with self._streamed(ask, 0, budget=left) as stream:
             if is_refused:
                 self._no_head["blobs", repository] = True
             return stream.total
@@ -202,11 +204,15 @@ class Upstream:
         async with self._exchange.answer(ask) as response:
             return response.content_length if response.status == 200 else None
 
-    def blob(
+    @contextlib.asynccontextmanager
+    async def blob(
         self, repository: Repository, digest: Digest, *, start: int = 0, stop: int | None = None
-    ) -> contextlib.AbstractAsyncContextManager[BlobStream]:
-        """Stream a blob from `start` (to `stop`, exclusive). Upstream may answer from 0 all the same: see `start`."""
-        return self._streamed(replace(self._blob_ask(repository, digest, start, stop), lane=Lane.DOWNLOAD), start)
+    ) -> AsyncIterator[BlobStream]:
+        """Stream a blob to one client from `start` (to `stop`, exclusive). Upstream may answer from 0: see `start`."""
+        async with self._exchange.downloading(repository) as turn:
+            ask = replace(self._blob_ask(repository, digest, start, stop), lane=Lane.HELD)
+            async with self._streamed(ask, start, turn=turn) as stream:
+                yield stream
 
     @contextlib.asynccontextmanager
     async def download(
@@ -250,10 +256,12 @@ class Upstream:
         return Ask("GET", repository, url, Problem.BLOB_UNKNOWN, headers=headers, is_blob=True)
 
     @contextlib.asynccontextmanager
-    async def _streamed(self, ask: Ask, start: int, budget: float | None = None) -> AsyncIterator[BlobStream]:
+    async def _streamed(
+        self, ask: Ask, start: int, *, budget: float | None = None, turn: Turn | None = None
+    ) -> AsyncIterator[BlobStream]:
         async with self._exchange.answer(ask, budget=budget) as response:
             try:
-                stream = BlobStream(response, self._stall_timeout, self._count_bytes)
+                stream = BlobStream(response, self._stall_timeout, self._count_bytes, turn)
             except ValueError:
                 raise self._invalid("sent a partial blob without saying which part") from None
             if stream.start not in {0, start}:

@@ -29,14 +29,6 @@ def problem(answer: RawAnswer) -> tuple[int, str]:
 
 
 @pytest.fixture
-def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same constants, scaled down."""
-    monkeypatch.setattr(exchange, "STALE_BUDGET", 0.2)
-    monkeypatch.setattr(exchange, "BUDGET", 0.3)
-    monkeypatch.setattr(outage, "PROBE_BUDGET", 0.2)
-
-
-@pytest.fixture
 def tries(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Every attempt to send a request, by its URL: what is refused leaves no trace at the other end."""
     sent: list[str] = []

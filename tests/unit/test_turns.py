@@ -1,6 +1,7 @@
 """Turns: so many at once, fair between keys, and none lost by whoever stops waiting."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Hashable
 
 from hypothesis import given
@@ -202,3 +203,54 @@ def test_retries_are_a_tenth_of_the_requests_and_a_few_more(steps: list[bool]) -
             budget.asked()
             asked_for += 1
     assert granted <= 10 + 0.1 * asked_for + 1e-6
+
+
+# Turns that rest
+
+
+async def test_a_turn_that_rests_goes_to_whoever_waits() -> None:
+    turns, lost = Turns(4, patience=0.01), asyncio.Event()
+    async with contextlib.AsyncExitStack() as stack:
+        held = [await stack.enter_async_context(turns.turn("a")) for _ in range(3)]
+        with held[1].rest(lost.set):
+            async with asyncio.timeout(5), turns.turn("a"):
+                assert lost.is_set()
+    assert [turn.is_lost for turn in held] == [False, True, False]
+    assert is_untouched(turns)
+
+
+async def test_a_turn_may_rest_as_long_as_nobody_waits() -> None:
+    turns = Turns(4, patience=0.0)
+    async with turns.turn("a") as turn:
+        with turn.rest(lambda: None):
+            await asyncio.sleep(0.02)
+        assert not turn.is_lost
+    assert is_untouched(turns)
+
+
+async def test_what_rests_after_others_have_begun_to_wait_is_lost_too() -> None:
+    turns = Turns(4, patience=0.01)
+    async with contextlib.AsyncExitStack() as stack:
+        held = [await stack.enter_async_context(turns.turn("a")) for _ in range(3)]
+        waiting = asyncio.create_task(stack.enter_async_context(turns.turn("a")))
+        await settle()
+        assert turns.waiting == 1
+        with held[0].rest(lambda: None):
+            await asyncio.wait_for(waiting, 5)
+        assert held[0].is_lost
+
+
+async def test_the_turn_that_has_rested_longest_is_lost_first_and_only_as_many_as_are_wanted() -> None:
+    turns = Turns(4, patience=0.01)
+    async with contextlib.AsyncExitStack() as stack:
+        held = [await stack.enter_async_context(turns.turn("a")) for _ in range(3)]
+        for turn in reversed(held):
+            stack.enter_context(turn.rest(lambda: None))
+        async with asyncio.timeout(5), turns.turn("a"):
+            await asyncio.sleep(0.05)
+            assert [turn.is_lost for turn in held] == [False, False, True]
+
+
+def is_untouched(turns: Turns) -> bool:
+    """Whether every turn has been given back, once."""
+    return turns._total == 0 and not turns._held and not turns._resting and not turns.waiting
