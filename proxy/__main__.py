@@ -1,32 +1,26 @@
 """The command line: serve, check, demo."""
 
 import asyncio
-import os
 import socket
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 import uvloop
 from rich.console import Console
 
-from proxy import __version__, check, config, demo, trial
+from proxy import __version__, check, demo, trial
 from proxy.app import Signals, bind, serve
+from proxy.commands import images
+from proxy.commands.loading import EXIT_CONFIG, config_option, load, refuse
 from proxy.config import Config, ConfigError
 from proxy.files import UnsafeDirectory
 from proxy.supervisor import Supervisor, watch_parent
 from proxy.telemetry import set_up_logging
 
-EXIT_CONFIG = 2
 EXIT_TRIAL = 1
-
-config_option = click.option(
-    "--config", "path", type=click.Path(path_type=Path, dir_okay=False), envvar="ENTREPOT_CONFIG",
-    show_envvar=True,
-    help="The configuration, in TOML. Without one: 127.0.0.1:5000, the public registries, a cache in your home.",
-)  # fmt: skip
 
 
 @click.group(name="entrepot", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -41,6 +35,7 @@ def main() -> None:
       entrepot serve                       serve on 127.0.0.1:5000
       entrepot check --config proxy.toml   say what a configuration would do
       entrepot demo                        see it work, without internet
+      entrepot ls                          list what is cached
     """
 
 
@@ -52,7 +47,7 @@ def serve_command(path: Path | None, worker_socket: int | None) -> None:
 
     What is being sent is finished first, up to server.drain_timeout. A second signal stops at once.
     """
-    settings = _load(path)
+    settings = load(path)
     _guarded(lambda: _serve(settings, path, worker_socket))
 
 
@@ -66,7 +61,7 @@ def check_command(path: Path | None, offline: bool) -> None:
     started or created. Each upstream that has an account, a proxy or certificates of its own is asked whether they are
     right. Exit status 2 if serve would refuse the configuration, 1 if an upstream does not take it.
     """
-    settings, console = _load(path), Console(highlight=False)
+    settings, console = load(path), Console(highlight=False)
     if not check.report(settings, console):
         sys.exit(EXIT_CONFIG)
     if not offline:
@@ -92,28 +87,15 @@ def demo_command(clients: int, layers: int, size: int) -> None:
     _guarded(lambda: demo.run(demo.Plan(clients, layers, size * 1024 * 1024), console))
 
 
-def _load(path: Path | None) -> Config:
-    try:
-        return config.load(path, os.environ)
-    except ConfigError as error:
-        _refuse(error)
-
-
-def _refuse(error: Exception) -> NoReturn:
-    for line in str(error).splitlines():
-        click.echo(f"entrepot: {line}", err=True)
-    sys.exit(EXIT_CONFIG)
-
-
 def _guarded(start: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Run on uvloop; what an operator can mend is said in a line, not in a traceback."""
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(start())
     except (ConfigError, UnsafeDirectory) as error:
-        _refuse(error)
+        refuse(error)
     except OSError as error:
-        _refuse(ConfigError([f"store.path: {error.filename or ''} cannot be used ({error.strerror})"]))
+        refuse(ConfigError([f"store.path: {error.filename or ''} cannot be used ({error.strerror})"]))
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -133,6 +115,9 @@ async def _serve(settings: Config, path: Path | None, worker_socket: int | None)
     command = [sys.executable, "-m", "proxy", "serve", *(["--config", str(path)] if path else [])]
     await Supervisor(settings, log, sock, command).run(admin, signals)
 
+
+for command in images.COMMANDS:
+    main.add_command(command)
 
 if __name__ == "__main__":
     main(prog_name="entrepot")

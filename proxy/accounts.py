@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import Protocol, TypeVar
 
 from proxy import sections
 from proxy.credentials.opening import source_of
@@ -16,6 +17,14 @@ from proxy.oci.reference import Repository
 from proxy.stores.base import LimitStore
 from proxy.telemetry import Logger, Metrics
 from proxy.tokens import Tokens
+
+
+class _Chosen(Protocol):
+    @property
+    def repositories(self) -> Sequence[str]: ...
+
+
+T = TypeVar("T", bound=_Chosen)
 
 LOOK = 1.0  # seconds between looks at what other processes have learnt
 
@@ -32,9 +41,11 @@ class Account:
     saved: State | None = field(default=None, repr=False)  # the state that is on disk, as far as is known
     was_low: bool = field(default=False, repr=False)
 
-    def is_for(self, repository: Repository) -> bool:
-        """Whether the configuration names this account for a repository."""
-        return any(fnmatchcase(repository.name, pattern) for pattern in self.repositories)
+
+def able(accounts: Sequence[T], repository: Repository) -> Sequence[T]:
+    """The accounts for a repository: those whose patterns name it, else those that have none."""
+    named = [one for one in accounts if any(fnmatchcase(repository.name, pattern) for pattern in one.repositories)]
+    return named or [one for one in accounts if not one.repositories]
 
 
 class Accounts:
@@ -67,30 +78,25 @@ class Accounts:
 
     async def choose(self, repository: Repository, *, is_blob: bool) -> Account:
         """Whom to ask as. Raises OciError TOO_MANY_REQUESTS while none may, DENIED if none is for this repository."""
-        able = self._able(repository)
-        if not able:
+        those = able(self._accounts, repository)
+        if not those:
             raise OciError(
                 Problem.DENIED, f"no account of {self._registry} is for {repository.name}: see its repositories"
             )
-        for account in able:
+        for account in those:
             await self._look(account)
         now = time.time()
-        free = [account for account in able if not account.budget.pause(now, is_blob=is_blob)]
+        free = [account for account in those if not account.budget.pause(now, is_blob=is_blob)]
         if not free:
-            wait = min(account.budget.pause(now, is_blob=is_blob) for account in able)
+            wait = min(account.budget.pause(now, is_blob=is_blob) for account in those)
             raise OciError(Problem.TOO_MANY_REQUESTS, f"{self._registry} limits our rate", retry_after=wait)
         chosen = next((account for account in free if not account.budget.is_low(now)), None)
         chosen = chosen or max(free, key=lambda account: _remaining(account, now))
-        self._note_choice(chosen, free, able)
+        self._note_choice(chosen, free, those)
         return chosen
 
-    def _able(self, repository: Repository) -> Sequence[Account]:
-        """The accounts for a repository: those that name it, else those that name none."""
-        named = [account for account in self._accounts if account.is_for(repository)]
-        return named or [account for account in self._accounts if not account.repositories]
-
-    def _note_choice(self, chosen: Account, free: Sequence[Account], able: Sequence[Account]) -> None:
-        if len(able) != len(self._accounts) or chosen.label == self._usual:
+    def _note_choice(self, chosen: Account, free: Sequence[Account], those: Sequence[Account]) -> None:
+        if len(those) != len(self._accounts) or chosen.label == self._usual:
             return
         reason = "is low" if any(one.label == self._usual for one in free) else "is paused"
         self._log.warning("account switched", was=self._usual, account=chosen.label, reason=f"its budget {reason}")
@@ -144,13 +150,13 @@ class Accounts:
     def stretch(self, repository: Repository) -> float:
         """By which factor answers about a repository are to be believed for longer; 1 while there is plenty."""
         now = time.time()
-        return min((account.budget.stretch(now) for account in self._able(repository)), default=1.0)
+        return min((account.budget.stretch(now) for account in able(self._accounts, repository)), default=1.0)
 
     def is_reserved(self, repository: Repository) -> bool:
         """Whether what is left, of every account, is kept for what is not cached yet."""
         now = time.time()
-        able = self._able(repository)
-        return bool(able) and all(account.budget.is_low(now) for account in able)
+        those = able(self._accounts, repository)
+        return bool(those) and all(account.budget.is_low(now) for account in those)
 
     # Between processes
 

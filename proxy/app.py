@@ -7,7 +7,7 @@ import signal
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +17,12 @@ from aiohttp.http_exceptions import HttpProcessingError
 from cachetools import LRUCache
 from prometheus_client import CollectorRegistry
 
-from proxy import files, trust
+from proxy import files, pins, trust
 from proxy.admin import Admin
 from proxy.blobs import Blobs
 from proxy.certificates import Certificate
 from proxy.config import Config, ConfigError
-from proxy.eviction import Evicted, Space
+from proxy.eviction import Bounds, Evicted, Space
 from proxy.fill import Means
 from proxy.handlers import Handlers
 from proxy.listings import Listings
@@ -32,7 +32,7 @@ from proxy.permissions import Permissions, Sizes
 from proxy.prefetch import Prefetch
 from proxy.routing import Routes
 from proxy.stores.base import LimitStore
-from proxy.stores.disk import DiskBlobs, DiskRepositories, open_tree, spool_key
+from proxy.stores.disk import CHANGES, CHANGES_LIMIT, DiskBlobs, DiskRepositories, open_tree, spool_key
 from proxy.stores.limits import DiskLimits
 from proxy.telemetry import Logger, Metrics
 from proxy.upstream import Upstream
@@ -70,19 +70,25 @@ async def build(config: Config, log: Logger, metrics: Metrics) -> AsyncIterator[
         tree = await files.hop(open_tree, config.store.path)
         stack.callback(tree.close)
         store, repositories = DiskBlobs(tree), DiskRepositories(tree)
-        space = Space(tree, config.store.max_size, store.record_uses, lambda gone: _evicted(gone, log, metrics))
-        housekeeping = Housekeeping(tree, store, space, metrics, log)
-        await files.hop(housekeeping.sweep)
+        space = Space(
+            tree,
+            Bounds(config.store.max_size, config.store.min_free),
+            record_uses=store.record_uses,
+            kept=lambda: pins.kept(tree),
+            evicted=lambda gone: _evicted(gone, log, metrics),
+        )
+        await files.hop(sweep, tree)
         await files.hop(space.open)
         stack.push_async_callback(space.aclose)
         stack.push_async_callback(store.record_uses)
+        stack.push_async_callback(repositories.record_pulls)
         limits, memory = DiskLimits(tree), Memory(PARTS_IN_MEMORY)
         upstreams = {
             settings.registry: await stack.enter_async_context(Upstream(settings, limits, memory, metrics, log))
             for settings in config.upstream
         }
         sizes: Sizes = LRUCache(SIZES_IN_MEMORY)
-        manifests = Manifests(upstreams, store, repositories, space, sizes, log)
+        manifests = Manifests(upstreams, store, repositories, space, sizes, log, keep_deleted=config.store.keep_deleted)
         stack.push_async_callback(manifests.aclose)
         permissions = Permissions(upstreams, repositories, sizes, log)
         stack.push_async_callback(permissions.aclose)
@@ -92,7 +98,7 @@ async def build(config: Config, log: Logger, metrics: Metrics) -> AsyncIterator[
         stack.push_async_callback(prefetch.aclose)
         manifests.came = prefetch.came
         handlers = Handlers(
-            _routes(config),
+            routes(config),
             manifests,
             blobs,
             Listings(upstreams, manifests),
@@ -100,11 +106,15 @@ async def build(config: Config, log: Logger, metrics: Metrics) -> AsyncIterator[
             log=log,
             client_stall_timeout=config.server.client_stall_timeout,
         )
-        housekeeping.upstreams = tuple(upstreams.values())
+        housekeeping = Housekeeping(
+            tree=tree, store=store, repositories=repositories, space=space, manifests=manifests,
+            upstreams=tuple(upstreams.values()), metrics=metrics, log=log,
+        )  # fmt: skip
         yield App(handlers, blobs, metrics, limits, housekeeping)
 
 
-def _routes(config: Config) -> Routes:
+def routes(config: Config) -> Routes:
+    """The names by which each upstream is asked for."""
     default = config.default_upstream
     return Routes(
         names={name: upstream.registry for upstream in config.upstream for name in upstream.names},
@@ -121,14 +131,28 @@ def _evicted(gone: Evicted, log: Logger, metrics: Metrics) -> None:
 class Housekeeping:
     """What is done every few seconds, and not per request."""
 
-    def __init__(self, tree: files.Tree, store: DiskBlobs, space: Space, metrics: Metrics, log: Logger) -> None:
+    def __init__(  # noqa: PLR0913  the composition root hands over what there is to look after
+        self,
+        *,
+        tree: files.Tree,
+        store: DiskBlobs,
+        repositories: DiskRepositories,
+        space: Space,
+        manifests: Manifests,
+        upstreams: Sequence[Upstream],
+        metrics: Metrics,
+        log: Logger,
+    ) -> None:
         self._tree = tree
         self._store = store
+        self._repositories = repositories
         self._space = space
+        self._manifests = manifests
+        self.upstreams = upstreams
         self._metrics = metrics
         self._log = log
         self._limit = 0
-        self.upstreams: tuple[Upstream, ...] = ()
+        self._changes: bytes | None = None
 
     async def run(self, certificate: Certificate | None = None) -> None:
         """Go round until cancelled; what fails is logged, and tried again the next time."""
@@ -140,14 +164,17 @@ class Housekeeping:
             try:
                 if time.monotonic() - swept > SPOOL_LIFE / 24:
                     swept = time.monotonic()
-                    await files.hop(self.sweep)
+                    await files.hop(sweep, self._tree)
                 await self._round(certificate)
             except Exception:
                 self._log.exception("housekeeping failed; it is tried again")
             await asyncio.sleep(TICK)
 
     async def _round(self, certificate: Certificate | None) -> None:
+        await self._manifests.note_uses()
         await self._store.record_uses()
+        await self._repositories.record_pulls()
+        await self._heed_changes()
         self._metrics.cache_bytes.set(await self._space.refresh())
         for upstream in self.upstreams:
             await upstream.tick()
@@ -158,14 +185,23 @@ class Housekeeping:
         if certificate is not None:
             await certificate.refresh(self._log)
 
-    def sweep(self) -> None:
-        """Drop what nobody came back for: broken-off downloads, and small files that a crash left half-written."""
-        # What was written before the machine came up may have lost its last bytes in a power cut.
-        booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
-        for directory in ("spool", "tmp"):
-            for entry in self._tree.scan(directory):
-                if entry.used < max(time.time() - SPOOL_LIFE, booted):
-                    self._tree.evict(entry.key)
+    async def _heed_changes(self) -> None:
+        """What an operator has changed is not to be remembered as it was."""
+        changes = await self._tree.read(CHANGES, CHANGES_LIMIT)
+        if changes != self._changes:
+            self._changes = changes
+            self._repositories.forget()
+            self._manifests.forget()
+
+
+def sweep(tree: files.Tree) -> None:
+    """Drop what nobody came back for: broken-off downloads, and small files that a crash left half-written."""
+    # What was written before the machine came up may have lost its last bytes in a power cut.
+    booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    for directory in ("spool", "tmp"):
+        for entry in tree.scan(directory):
+            if entry.used < max(time.time() - SPOOL_LIFE, booted):
+                tree.evict(entry.key)
 
 
 def bind(listen: Listen, key: str) -> socket.socket:

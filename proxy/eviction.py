@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import os
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
@@ -18,7 +19,9 @@ from proxy.files import Entry, Tree, hop
 
 STEP = 64 * 1024 * 1024  # bytes reserved at a time for a blob of unknown size
 SMALL = 64 * 1024  # bytes; manifests and configs are dropped after everything else: they free nothing and name the rest
+DEAR = 8 * 1024 * 1024  # bytes; to fetch fewer again takes hardly less time: what is smaller stays for longer
 SHARE = 100  # one in so many files goes at least, when one must: a scan is dear where there are many
+LARGEST_FLOOR = 20  # min_free is never more than this part of the disk: a small one would keep nothing at all
 _ROUND = 4096  # bytes: files take whole blocks
 _LEDGER = "ledger"
 
@@ -35,14 +38,33 @@ class Evicted:
     size: int
 
 
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How much the cache may take (bytes; 0: no limit), and how much of the disk is to stay free."""
+
+    max_size: int = 0
+    min_free: int = 0
+
+
 class Space:
-    """The bytes the cache may take (`max_size`; 0: no limit), shared by all processes on one directory."""
+    """The bytes the cache may take, shared by all processes on one directory.
+
+    `kept` says which blobs must not go, whatever is wanted; it is asked in a thread, and may block.
+    """
 
     def __init__(
-        self, tree: Tree, max_size: int, record_uses: Callable[[], Awaitable[None]], evicted: Callable[[Evicted], None]
+        self,
+        tree: Tree,
+        bounds: Bounds,
+        *,
+        record_uses: Callable[[], Awaitable[None]],
+        kept: Callable[[], frozenset[str]],
+        evicted: Callable[[Evicted], None],
     ) -> None:
         self._tree = tree
-        self._max_size = max_size
+        self._max_size = bounds.max_size
+        self._min_free = bounds.min_free
+        self._kept = kept
         self._record_uses = record_uses
         self._evicted = evicted
         self._own = f"{_LEDGER}/{secrets.token_hex(8)}"
@@ -92,7 +114,7 @@ class Space:
             total = _read(ledger) + stored
             _write(ledger, total)
             evicted = Evicted(0, 0)
-            if reserved > 0 and self._max_size and total + self._reserved() + reserved > self._max_size:
+            if reserved > 0 and self._is_too_much(total, reserved):
                 evicted = self._make_room(ledger, reserved)
             _write(self._own_fd, max(0, _read(self._own_fd) + reserved))
         return evicted
@@ -111,24 +133,49 @@ class Space:
             total += self._tree.peek(entry.key, _read)
         return total
 
+    def _is_too_much(self, total: int, wanted: int) -> bool:
+        if not self._max_size and not self._min_free:
+            return False
+        reserved = self._reserved()
+        return (bool(self._max_size) and total + reserved + wanted > self._max_size) or self._lacking(
+            reserved, wanted
+        ) > 0
+
+    def _lacking(self, reserved: int, wanted: int) -> int:
+        """The bytes that are too few on the disk, once what is reserved has been written as well."""
+        if not self._min_free:
+            return 0
+        disk = self._tree.disk()
+        written = sum(_taken(one) for one in self._tree.scan("spool") if not self._tree.is_free(one.key))
+        floor = min(self._min_free, disk.size // LARGEST_FLOOR)
+        return floor - (disk.free - max(0, reserved - written) - wanted)
+
     def _make_room(self, ledger: int, wanted: int) -> Evicted:
         """Count anew, and drop until `wanted` more bytes fit. Raises NoSpace if they cannot."""
         entries = self._tree.scan("blobs") + [one for one in self._tree.scan("spool") if self._tree.is_free(one.key)]
         total = sum(map(_taken, entries))
-        limit = self._max_size - self._reserved() - wanted if self._max_size else total
-        if total > limit and sum(_taken(entry) for entry in entries if not self._tree.is_free(entry.key)) > limit:
+        limit = self._limit(total, wanted)
+        kept = self._kept() if total > limit else frozenset()
+        fixed = (_taken(one) for one in entries if one.key in kept or not self._tree.is_free(one.key))
+        if total > limit and sum(fixed) > limit:
             _write(ledger, total)
             raise NoSpace  # before anything has gone for nothing
-        gone, freed = 0, 0
-        for entry in sorted(entries, key=_order) if total > limit else ():
+        gone, freed, now = 0, 0, time.time()
+        for entry in sorted(entries, key=lambda one: _order(one, now)) if total > limit else ():
             if total - freed <= limit and gone >= len(entries) // SHARE:
                 break
-            if self._tree.evict(entry.key):
+            if entry.key not in kept and self._tree.evict(entry.key):
                 gone, freed = gone + 1, freed + _taken(entry)
         _write(ledger, total - freed)
         if total - freed > limit:
             raise NoSpace
         return Evicted(gone, freed)
+
+    def _limit(self, total: int, wanted: int) -> int:
+        """How many bytes may be stored if `wanted` more are to fit."""
+        reserved = self._reserved()
+        by_quota = self._max_size - reserved - wanted if self._max_size else total
+        return min(by_quota, total - max(0, self._lacking(reserved, wanted)))
 
 
 class Reservation:
@@ -182,11 +229,16 @@ def _taken(entry: Entry) -> int:
     return _rounded(entry.size)
 
 
-def _order(entry: Entry) -> tuple[int, float]:
-    """First what a broken-off download left behind, then blobs by last use, then what is too small to matter."""
+def _order(entry: Entry, now: float) -> tuple[int, float, float]:
+    """First what a broken-off download left behind, then blobs by last use, then what is too small to matter.
+
+    Seconds without use count for less the smaller a blob is: it frees little, and to get it back takes a request all
+    the same.
+    """
     if entry.key.startswith("spool/"):
-        return 0, entry.used
-    return 2 if entry.size <= SMALL else 1, entry.used
+        return 0, entry.used, 0.0
+    weight = entry.size / (entry.size + DEAR)
+    return 2 if entry.size <= SMALL else 1, -max(0.0, now - entry.used) * weight, entry.used
 
 
 def _read(fd: int) -> int:

@@ -12,11 +12,11 @@ from proxy.oci import manifest
 from proxy.oci.digest import Digest
 from proxy.oci.errors import OciError, Problem
 from proxy.oci.freshness import Verdict, verdict
-from proxy.oci.manifest import Manifest
+from proxy.oci.manifest import INDEXES, Manifest
 from proxy.oci.reference import Reference, Repository, Tag
 from proxy.permissions import Sizes
 from proxy.single_flight import SingleFlight
-from proxy.stores.base import BlobStore, Link, RepositoryStore, TagRecord
+from proxy.stores.base import BlobStore, Link, Pin, RepositoryStore, TagRecord
 from proxy.telemetry import Logger, Outcome
 from proxy.upstream import Upstream
 
@@ -27,6 +27,7 @@ NEGATIVES = 10_000
 POSTPONEMENT = 1.0  # seconds before a tag is revalidated again after upstream failed to answer
 SLOW_POSTPONEMENT = 6.0  # seconds, where the failure was silence: each pull that finds out anew waits seconds for it
 LONGEST_POSTPONEMENT = 60.0
+MOST_NESTED = 2  # indexes within an index whose parts are counted as used
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class Served:
 class Manifests:
     """The use case: a manifest of a repository, by digest or by tag. Raises OciError, OSError."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  the composition root hands over what a request may need
         self,
         upstreams: Mapping[str, Upstream],
         blobs: BlobStore,
@@ -49,8 +50,14 @@ class Manifests:
         space: Space,
         sizes: Sizes,
         log: Logger,
+        *,
+        keep_deleted: bool = True,
     ) -> None:
-        """`came` is set later, by whoever wants to know of each manifest that comes from upstream."""
+        """`came` is set later, by whoever wants to know of each manifest that comes from upstream.
+
+        `keep_deleted`: what upstream has deleted is pinned, since nobody could bring it back.
+        """
+        self._keep_deleted = keep_deleted
         self._upstreams = upstreams
         self._blobs = blobs
         self._space = space
@@ -65,13 +72,41 @@ class Manifests:
         self._missing: TTLCache[tuple[Repository, Reference], OciError] = TTLCache(NEGATIVES, NEGATIVE_TTL)
         self._postponed: LRUCache[tuple[Repository, Tag], tuple[float, OciError]] = LRUCache(NEGATIVES)
         self._flights: SingleFlight[tuple[Repository, Reference], Served] = SingleFlight()
+        self._pulled: set[tuple[Repository, Digest]] = set()  # since the last note_uses()
 
     async def aclose(self) -> None:
         """Give up what is in flight."""
         await self._flights.aclose()
 
+    def forget(self) -> None:
+        """Read everything anew from the store: an operator has changed it."""
+        for known in (self._memory, self._tags, self._missing, self._postponed):
+            known.clear()
+
     async def get(self, repository: Repository, reference: Reference) -> Served:
         """The manifest that a client asked for."""
+        served = await self._get(repository, reference)
+        self._repositories.pulled(repository, served.manifest.digest)
+        self._pulled.add((repository, served.manifest.digest))
+        return served
+
+    async def note_uses(self) -> None:
+        """Count each image that was pulled since the last time as a use of all that belongs to it.
+
+        Clients that have a layer do not ask for it, and it would be dropped from under the image that they do ask for.
+        """
+        pulled, self._pulled = self._pulled, set()
+        for repository, digest in pulled:
+            await self._note_use(repository, digest, MOST_NESTED)
+
+    async def _note_use(self, repository: Repository, digest: Digest, depth: int) -> None:
+        found = await self._cached(repository, digest)
+        for descriptor in () if found is None else found.descriptors:
+            self._blobs.used(descriptor.digest)
+            if found is not None and found.media_type in INDEXES and depth:
+                await self._note_use(repository, descriptor.digest, depth - 1)
+
+    async def _get(self, repository: Repository, reference: Reference) -> Served:
         known = await self._at_once(repository, reference)
         if known is not None:
             return known
@@ -149,7 +184,7 @@ class Manifests:
                 return await self._settle(repository, tag, record, fallback=True)
             changed = await self._moved_to(repository, head.digest)
         except OciError as error:
-            await self._refused(repository, tag, error)
+            await self._refused(repository, tag, record, error)
             raise
         await self._keep_tag(repository, tag, changed.digest)
         return Served(changed, Outcome.FILL)
@@ -176,18 +211,30 @@ class Manifests:
             found = await self._fetched(repository, tag, fallback=fallback)
         except OciError as error:
             if record is not None:
-                await self._refused(repository, tag, error)
+                await self._refused(repository, tag, record, error)
             raise
         await self._keep_tag(repository, tag, found.digest)
         return Served(found, Outcome.FILL)
 
-    async def _refused(self, repository: Repository, tag: Tag, error: OciError) -> None:
+    async def _refused(self, repository: Repository, tag: Tag, record: TagRecord, error: OciError) -> None:
         """Upstream's word that a tag is gone, or not for us, ends what was known of it."""
         if error.problem is Problem.MANIFEST_UNKNOWN:
             self._missing[repository, tag] = error
+            await self._keep(repository, tag, record.digest)
         if error.problem in {Problem.MANIFEST_UNKNOWN, Problem.DENIED}:
             self._tags.pop((repository, tag), None)
             await self._repositories.drop_tag(repository, tag)
+
+    async def _keep(self, repository: Repository, tag: Tag, digest: Digest) -> None:
+        """What upstream had under a tag, and has no more, stays here: this may be the last copy."""
+        if not self._keep_deleted or await self._cached(repository, digest) is None:
+            return
+        try:
+            await self._repositories.put_pin(repository, digest, Pin(time.time(), is_deleted=True))
+        except OSError as error:
+            self._log.error("not pinned", repository=str(repository), digest=str(digest), reason=error.strerror)
+            return
+        self._log.warning("deleted upstream", repository=str(repository), tag=str(tag), digest=str(digest), kept=True)
 
     async def _keep_tag(self, repository: Repository, tag: Tag, digest: Digest) -> None:
         record = TagRecord(digest, time.time())

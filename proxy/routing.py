@@ -4,9 +4,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from proxy.oci.digest import Digest
 from proxy.oci.endpoint import Endpoint
 from proxy.oci.errors import OciError, Problem
-from proxy.oci.reference import Repository
+from proxy.oci.reference import Reference, Repository, Tag
 
 HUB = "docker.io"
 
@@ -49,6 +50,21 @@ def resolve(routes: Routes, endpoint: Endpoint, namespaces: Sequence[str], host:
     if registry == HUB and "/" not in name:
         name = f"library/{name}"
     return Route(Repository.parse(registry, name), endpoint.name, namespace)
+
+
+def image(routes: Routes, text: str) -> tuple[Repository, Reference]:
+    """What people call an image, as a pull of it would be routed: "nginx", "ghcr.io/acme/app:v1", "app@sha256:...".
+
+    Raises OciError.
+    """
+    name, at, digest = text.partition("@")
+    head, colon, tag = name.rpartition(":")
+    if not colon or "/" in tag:  # the colon of a port
+        head, tag = name, "latest"
+    registry, path = _by_name(routes, head, "")
+    if registry == HUB and "/" not in path:
+        path = f"library/{path}"
+    return Repository.parse(registry, path), Digest.parse(digest) if at else Tag.parse(tag)
 
 
 def _namespace(values: Sequence[str]) -> str | None:

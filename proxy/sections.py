@@ -62,6 +62,8 @@ class Store(Section):
 
     path: File = Field(default_factory=lambda: user_cache_path("entrepot"))
     max_size: Bytes = 100 * 1024**3
+    min_free: Bytes = 1024**3
+    keep_deleted: bool = True
 
 
 class Log(Section):

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from yarl import URL
 
-_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?(?:(\d+)ms)?")
+_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?(?:(\d+)ms)?")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) *([kKMGT]i?B|B)?")
 _UNITS = {"B": 1} | {
     f"{letter}{suffix}": base**power
@@ -25,9 +25,14 @@ def _seconds(value: object) -> object:
         return value
     match = _DURATION.fullmatch(value.strip())
     if match is None or not any(match.groups()):
-        raise ValueError(f'{value!r} is no duration: write "500ms", "60s", "5m" or "1h30m"')
-    hours, minutes, seconds, milliseconds = (float(group or 0) for group in match.groups())
-    return hours * 3600 + minutes * 60 + seconds + milliseconds / 1000
+        raise ValueError(f'{value!r} is no duration: write "500ms", "60s", "5m", "1h30m" or "30d"')
+    days, hours, minutes, seconds, milliseconds = (float(group or 0) for group in match.groups())
+    return days * 86400 + hours * 3600 + minutes * 60 + seconds + milliseconds / 1000
+
+
+def duration(text: str) -> float:
+    """Seconds of a duration as people write it: "30d", "1h30m". Raises ValueError."""
+    return float(str(_seconds(text)))
 
 
 def _bytes(value: object) -> object:

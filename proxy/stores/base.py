@@ -1,7 +1,7 @@
 """What the cache needs of a store; tests/unit/test_store_conformance.py is run for every one there is."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from proxy.files import Handle
@@ -12,10 +12,14 @@ from proxy.oci.reference import Repository, Tag
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """The record that a repository contains a digest: its size in bytes and, for a manifest, its media type."""
+    """The record that a repository contains a digest: its size in bytes and, for a manifest, its media type.
+
+    `cached`: when it was first recorded, in seconds since the epoch; the store sees to that.
+    """
 
     size: int | None = None
     media_type: str | None = None
+    cached: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +28,22 @@ class TagRecord:
 
     digest: Digest
     checked: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """The record that a tag, whatever it stands for, or a manifest is not to go: `until` then, or until unpinned.
+
+    `is_deleted`: nobody asked for it, but upstream has deleted what the cache has.
+    """
+
+    since: float  # seconds since the epoch, as `until`
+    until: float | None = None
+    is_deleted: bool = False
+
+    def holds(self, now: float) -> bool:
+        """Whether it has not run out."""
+        return self.until is None or now < self.until
 
 
 class BlobStore(Protocol):
@@ -62,6 +82,12 @@ class RepositoryStore(Protocol):
 
     async def drop_tag(self, repository: Repository, tag: Tag) -> None:
         """Forget a tag: upstream says it is gone, or not for us."""
+
+    async def put_pin(self, repository: Repository, name: Tag | Digest, pin: Pin) -> None:
+        """Keep a tag's image, or a manifest, from going. Raises OSError."""
+
+    def pulled(self, repository: Repository, digest: Digest) -> None:
+        """Take note that a client asked for a manifest of this repository."""
 
 
 class LimitStore(Protocol):

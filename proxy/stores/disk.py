@@ -2,17 +2,21 @@
 
 blobs/<algorithm>/<two digits>/<hex>          verified bytes, 0400, never opened for writing again
 repositories/<registry>/<name>/_tags/<tag>    what a tag stood for, and when upstream was asked
-repositories/<registry>/<name>/_links/<algorithm>/<hex>
+repositories/<registry>/<name>/_links/<algorithm>/<hex>   last modified when a manifest was last asked for
+pins/<registry>/<name>/_tags/<tag>, .../_links/<algorithm>/<hex>   what is not to go, and until when
 spool/<algorithm>-<hex>                       blobs on their way in
 limits/<registry>/<hex>                       what an upstream allows an account, and until when it is not to be asked
+changes                                       another content each time that an operator changes something
 tmp/, ledger/                                 small files on their way in; how much space is taken
 """
 
 import json
+import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeGuard
 
 from cachetools import LRUCache
 
@@ -20,9 +24,11 @@ from proxy.files import Handle, Tree
 from proxy.oci.digest import Digest
 from proxy.oci.errors import OciError
 from proxy.oci.reference import Repository, Tag
-from proxy.stores.base import Link, TagRecord
+from proxy.stores.base import Link, Pin, TagRecord
 
-DIRECTORIES = ("blobs", "repositories", "spool", "tmp", "ledger", "limits")
+DIRECTORIES = ("blobs", "repositories", "pins", "spool", "tmp", "ledger", "limits")
+CHANGES = "changes"  # the file that says, by being another, that an operator has changed what workers remember
+CHANGES_LIMIT = 64  # bytes
 RECORD_LIMIT = 4096  # bytes of a link's or a tag's file
 LINKS_IN_MEMORY = 65536
 USES_IN_MEMORY = 65536
@@ -37,6 +43,11 @@ def open_tree(path: Path) -> Tree:
         tree.close()
         raise
     return tree
+
+
+async def announce_change(tree: Tree) -> None:
+    """Have every process read anew what it remembers, within a few seconds. Raises OSError."""
+    await tree.write(CHANGES, secrets.token_hex(16).encode())
 
 
 def blob_key(digest: Digest) -> str:
@@ -85,64 +96,190 @@ class DiskRepositories:
     def __init__(self, tree: Tree) -> None:
         self._tree = tree
         self._links: LRUCache[tuple[Repository, Digest], Link] = LRUCache(LINKS_IN_MEMORY)
+        self._pulls: LRUCache[tuple[Repository, Digest], float] = LRUCache(USES_IN_MEMORY)
 
     async def link(self, repository: Repository, digest: Digest) -> Link | None:
         known = self._links.get((repository, digest))
         if known is not None:
             return known
-        record = await self._read(_link_key(repository, digest))
-        link = None if record is None else _link(record)
+        record = await self._read(link_key(repository, digest))
+        link = None if record is None else parse_link(record)
         if link is not None:
             self._links[repository, digest] = link
         return link
 
     async def put_link(self, repository: Repository, digest: Digest, link: Link) -> None:
-        if self._links.get((repository, digest)) == link:
+        known = await self.link(repository, digest)
+        if known == link:
             return
-        self._links[repository, digest] = link  # first: it is true whether or not the disk has room for it
-        await self._write(_link_key(repository, digest), {"size": link.size, "mediaType": link.media_type})
+        cached = time.time() if known is None or known.cached is None else known.cached
+        self._links[repository, digest] = replace(link, cached=cached)  # true whether or not the disk has room for it
+        record = {"size": link.size, "mediaType": link.media_type, "cached": cached}
+        await self._write(link_key(repository, digest), record)
 
     async def tag(self, repository: Repository, tag: Tag) -> TagRecord | None:
-        record = await self._read(_tag_key(repository, tag))
-        return None if record is None else _tag_record(record)
+        record = await self._read(tag_key(repository, tag))
+        return None if record is None else parse_tag(record)
 
     async def put_tag(self, repository: Repository, tag: Tag, record: TagRecord) -> None:
-        await self._write(_tag_key(repository, tag), {"digest": str(record.digest), "checked": record.checked})
+        await self._write(tag_key(repository, tag), {"digest": str(record.digest), "checked": record.checked})
 
     async def drop_tag(self, repository: Repository, tag: Tag) -> None:
-        await self._tree.remove(_tag_key(repository, tag))
+        await self._tree.remove(tag_key(repository, tag))
+
+    def pulled(self, repository: Repository, digest: Digest) -> None:
+        self._pulls[repository, digest] = time.time()
+
+    async def record_pulls(self) -> None:
+        """Write down the pulls since the last time: once in a while, not once a request."""
+        pulls = [(link_key(*image), when) for image, when in self._pulls.items()]
+        self._pulls.clear()
+        if pulls:
+            await self._tree.touch(pulls)
+
+    async def put_pin(self, repository: Repository, name: Tag | Digest, pin: Pin) -> None:
+        """Keep a tag's image, or a manifest, from going."""
+        await self._write(
+            pin_key(repository, name), {"since": pin.since, "until": pin.until, "deleted": pin.is_deleted}
+        )
+
+    async def drop_pin(self, repository: Repository, name: Tag | Digest) -> None:
+        """Let it go again."""
+        await self._tree.remove(pin_key(repository, name))
+
+    async def drop_link(self, repository: Repository, digest: Digest) -> None:
+        """Forget that a repository contains a digest."""
+        self._links.pop((repository, digest), None)
+        await self._tree.remove(link_key(repository, digest))
+
+    def forget(self) -> None:
+        """Read everything anew: somebody else has changed it."""
+        self._links.clear()
 
     async def _read(self, key: str) -> Mapping[str, Any] | None:
         """A record; None if there is none, or a power cut left no more than its name."""
         body = await self._tree.read(key, RECORD_LIMIT)
-        try:
-            record = None if body is None else json.loads(body)
-        except (ValueError, RecursionError):
-            return None
-        return record if isinstance(record, Mapping) else None
+        return None if body is None else parse_record(body)
 
     async def _write(self, key: str, record: Mapping[str, Any]) -> None:
         await self._tree.write(key, json.dumps(record, separators=(",", ":")).encode())
 
 
-def _link_key(repository: Repository, digest: Digest) -> str:
-    return f"repositories/{repository}/_links/{digest.algorithm}/{digest.encoded}"
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A small file of a repository: what kind it is of, and of which tag or digest it speaks."""
+
+    kind: Literal["tag", "link", "pin"]
+    repository: Repository
+    name: Tag | Digest
 
 
-def _tag_key(repository: Repository, tag: Tag) -> str:
-    return f"repositories/{repository}/_tags/{tag}"
-
-
-def _link(record: Mapping[str, Any]) -> Link | None:
-    size, media_type = record.get("size"), record.get("mediaType")
-    if isinstance(size, int | None) and isinstance(media_type, str | None) and not isinstance(size, bool):
-        return Link(size, media_type)
+def parse_key(key: str) -> Record | None:
+    """What the file of a key below repositories/ or pins/ is; None for a stranger."""
+    root, _, rest = key.partition("/")
+    for marker, kind, read in _RECORDS:
+        path, found, name = rest.partition(marker)
+        registry, slash, repository = path.partition("/")
+        if found and slash and registry:
+            try:
+                return Record("pin" if root == "pins" else kind, Repository(registry, repository), read(name))
+            except OciError:
+                return None
     return None
 
 
-def _tag_record(record: Mapping[str, Any]) -> TagRecord | None:
+def blob_digest(key: str) -> Digest | None:
+    """The digest that a key below blobs/ is for; None for a stranger."""
+    algorithm, _, rest = key.removeprefix("blobs/").partition("/")
+    shard, _, encoded = rest.partition("/")
+    try:
+        return Digest(algorithm, encoded) if encoded.startswith(shard) else None
+    except OciError:
+        return None
+
+
+def _digest_of_path(path: str) -> Digest:
+    return Digest.parse(path.replace("/", ":", 1))
+
+
+_RECORDS: tuple[tuple[str, Literal["tag", "link"], Callable[[str], Tag | Digest]], ...] = (
+    ("/_tags/", "tag", Tag),
+    ("/_links/", "link", _digest_of_path),
+)
+
+
+def link_key(repository: Repository, digest: Digest) -> str:
+    """Where the link of a digest is kept."""
+    return f"repositories/{repository}/_links/{digest.algorithm}/{digest.encoded}"
+
+
+def tag_key(repository: Repository, tag: Tag) -> str:
+    """Where it is kept what a tag stands for."""
+    return f"repositories/{repository}/_tags/{tag}"
+
+
+def pin_key(repository: Repository, name: Tag | Digest) -> str:
+    """Where a pin is kept."""
+    key = tag_key(repository, name) if isinstance(name, Tag) else link_key(repository, name)
+    return key.replace("repositories/", "pins/", 1)
+
+
+def parse_record(body: bytes) -> Mapping[str, Any] | None:
+    """The JSON object of a small file; None where a power cut left no more than its name."""
+    try:
+        record = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, Mapping) else None
+
+
+def parse_link(record: Mapping[str, Any]) -> Link | None:
+    """A link as it is written; None for what is none."""
+    size, media_type, cached = record.get("size"), record.get("mediaType"), record.get("cached")
+    if isinstance(size, int | None) and isinstance(media_type, str | None) and not isinstance(size, bool):
+        return Link(size, media_type, float(cached) if _is_moment(cached) else None)
+    return None
+
+
+def parse_pin(record: Mapping[str, Any]) -> Pin | None:
+    """A pin as it is written; None for what is none."""
+    since, until = record.get("since"), record.get("until")
+    if not _is_moment(since) or not (until is None or _is_moment(until)):
+        return None
+    return Pin(float(since), None if until is None else float(until), record.get("deleted") is True)
+
+
+def read_tag(tree: Tree, repository: Repository, tag: Tag) -> TagRecord | None:
+    """What a tag stands for; blocking."""
+    record = _read_now(tree, tag_key(repository, tag))
+    return None if record is None else parse_tag(record)
+
+
+def read_link(tree: Tree, repository: Repository, digest: Digest) -> Link | None:
+    """The link of a digest; blocking."""
+    record = _read_now(tree, link_key(repository, digest))
+    return None if record is None else parse_link(record)
+
+
+def read_pin(tree: Tree, key: str) -> Pin | None:
+    """The pin of a key; blocking."""
+    record = _read_now(tree, key)
+    return None if record is None else parse_pin(record)
+
+
+def _read_now(tree: Tree, key: str) -> Mapping[str, Any] | None:
+    body = tree.read_now(key, RECORD_LIMIT)
+    return None if body is None else parse_record(body)
+
+
+def _is_moment(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def parse_tag(record: Mapping[str, Any]) -> TagRecord | None:
+    """What a tag stands for, as it is written; None for what is nothing of the kind."""
     digest, checked = record.get("digest"), record.get("checked")
-    if not isinstance(digest, str) or not isinstance(checked, int | float) or isinstance(checked, bool):
+    if not isinstance(digest, str) or not _is_moment(checked):
         return None
     try:
         return TagRecord(Digest.parse(digest), float(checked))

@@ -37,6 +37,8 @@ listen = "[::1]:9000"
 [store]
 path = "/data"
 max_size = "1.5 TiB"
+min_free = "10 GB"
+keep_deleted = false
 
 [log]
 format = "console"
@@ -143,7 +145,7 @@ def test_every_key_can_be_set(tmp_path: Path) -> None:
     assert (server.drain_timeout, server.client_stall_timeout) == (150, 60)
     assert (server.tls_certificate, server.tls_key) == (Path("/tls/tls.crt"), Path("/tls/tls.key"))
     assert str(config.admin.listen) == "[::1]:9000"
-    assert config.store == Store(path=Path("/data"), max_size=3 * 1024**4 // 2)
+    assert config.store == Store(path=Path("/data"), max_size=3 * 1024**4 // 2, min_free=10**10, keep_deleted=False)
     assert (config.log.format, config.log.level) == ("console", "debug")
     assert upstream.names == ("own.example:5000", "old.example")
     assert upstream.base == URL("https://registry.own.example/prefix")
@@ -264,6 +266,8 @@ def test_a_configuration_cannot_be_changed_later(tmp_path: Path) -> None:
         ('[store]\npath = ""', ["store.path", "is empty"]),
         ('[store]\nmax_size = "lots"', ["store.max_size", "100 GiB"]),
         ('[store]\nmax_size = "1 PB"', ["store.max_size", "100 GiB"]),
+        ('[store]\nmin_free = "some"', ["store.min_free", "500 MiB"]),
+        ('[store]\nkeep_deleted = "no"', ["store.keep_deleted"]),
         ("[store]\nmax_size = -1", ["store.max_size", "greater than or equal to 0"]),
         ("[store]\nmax_size = 1.5", ["store.max_size", "must be a valid integer"]),
         (f'[store]\nmax_size = "{"9" * 400} TiB"', ["store.max_size", "more than any disk"]),

@@ -2,14 +2,15 @@
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
-from proxy.eviction import Evicted, NoSpace, Reservation, Space
-from proxy.files import Handle, Tree, hop
+from proxy.eviction import LARGEST_FLOOR, Bounds, Evicted, NoSpace, Reservation, Space
+from proxy.files import Disk, Handle, Tree, hop
 from proxy.stores.disk import open_tree
 
 BLOCK = 4096
@@ -36,10 +37,23 @@ class Recorder:
 
 
 @asynccontextmanager
-async def space_of(tree: Tree, max_size: int, recorder: Recorder | None = None) -> AsyncIterator[Space]:
+async def space_of(
+    tree: Tree,
+    max_size: int,
+    recorder: Recorder | None = None,
+    *,
+    min_free: int = 0,
+    kept: frozenset[str] = frozenset(),
+) -> AsyncIterator[Space]:
     """The space as one process sees it."""
     noting = recorder or Recorder()
-    space = Space(tree, max_size, noting.record, noting.evicted.append)
+    space = Space(
+        tree,
+        Bounds(max_size, min_free),
+        record_uses=noting.record,
+        kept=lambda: kept,
+        evicted=noting.evicted.append,
+    )
     await hop(space.open)
     try:
         yield space
@@ -266,3 +280,54 @@ async def test_the_space_of_concurrent_reservations_is_never_given_twice(tree: T
         outcomes = await asyncio.gather(*attempts, return_exceptions=True)
         assert sum(isinstance(outcome, Reservation) for outcome in outcomes) == 10
         assert sum(isinstance(outcome, NoSpace) for outcome in outcomes) == 20
+
+
+async def test_what_is_pinned_is_not_dropped_whatever_is_wanted(tree: Tree) -> None:
+    pinned = add(tree, "aa", BLOB, 1.0)
+    add(tree, "bb", BLOB, 2.0)
+    async with space_of(tree, 2 * BLOB, kept=frozenset({pinned})) as space:
+        await reserve(space, BLOB)
+        assert names(tree) == ["aa"]
+        with pytest.raises(NoSpace):
+            await reserve(space, 1)
+        assert names(tree) == ["aa"]
+
+
+async def test_what_is_cheap_to_keep_and_dear_to_fetch_again_stays_for_longer(tree: Tree) -> None:
+    now = time.time()
+    add(tree, "small", BLOB, now - 2000)
+    add(tree, "large", 40 * BLOB, now - 1000)
+    async with space_of(tree, 41 * BLOB) as space:
+        await reserve(space, BLOB)
+        assert names(tree) == ["small"]
+
+
+def let_the_disk_be(tree: Tree, monkeypatch: pytest.MonkeyPatch, size: int, free: int, stored: int = 0) -> None:
+    """A disk of so many bytes, of which so many are free while so many are stored."""
+
+    def disk() -> Disk:
+        return Disk(size, free + stored - sum(entry.size for entry in tree.scan("blobs")))
+
+    monkeypatch.setattr(tree, "disk", disk)
+
+
+async def test_the_disk_keeps_its_floor_of_free_bytes(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, used in (("aa", 1.0), ("bb", 2.0), ("cc", 3.0)):
+        add(tree, name, BLOB, used)
+    let_the_disk_be(tree, monkeypatch, 10000 * BLOB, 3 * BLOB, stored=3 * BLOB)
+    async with space_of(tree, 0, min_free=2 * BLOB) as space:
+        await reserve(space, BLOB)
+        assert names(tree) == ["aa", "bb", "cc"]
+        await reserve(space, BLOB)  # what is reserved already is not free either
+        assert names(tree) == ["bb", "cc"]
+        with pytest.raises(NoSpace):
+            await reserve(space, 4 * BLOB)
+        assert names(tree) == ["bb", "cc"]
+
+
+async def test_the_floor_is_a_small_part_of_a_small_disk(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    let_the_disk_be(tree, monkeypatch, LARGEST_FLOOR * BLOB, 2 * BLOB)
+    async with space_of(tree, 0, min_free=1000 * BLOB) as space:
+        await reserve(space, BLOB)
+        with pytest.raises(NoSpace):
+            await reserve(space, 1)

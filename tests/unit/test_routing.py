@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from proxy.oci import endpoint
 from proxy.oci.errors import OciError, Problem
-from proxy.routing import Route, Routes, resolve
+from proxy.routing import Route, Routes, image, resolve
 
 ROUTES = Routes(
     names={
@@ -157,3 +157,36 @@ def test_no_text_leads_anywhere_but_to_what_is_configured(ns: str, host: str) ->
         found = route("/v2/owner/app", (ns,) if ns else (), host)
         assert found.repository.registry in set(ROUTES.names.values())
         assert found.namespace in {None, *ROUTES.names}
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("nginx", ("docker.io/library/nginx", "latest")),
+        ("nginx:1.27", ("docker.io/library/nginx", "1.27")),
+        ("owner/app:v1", ("docker.io/owner/app", "v1")),
+        ("ghcr.io/owner/app", ("ghcr.io/owner/app", "latest")),
+        ("index.docker.io/nginx:1", ("docker.io/library/nginx", "1")),
+        ("reg.example:5000/app", ("reg.example:5000/app", "latest")),
+        ("reg.example:5000/app:v1", ("reg.example:5000/app", "v1")),
+        (f"app@sha256:{'a' * 64}", ("docker.io/library/app", f"sha256:{'a' * 64}")),
+        (f"app:v1@sha256:{'a' * 64}", ("docker.io/library/app", f"sha256:{'a' * 64}")),
+    ],
+)
+def test_an_image_is_what_a_pull_of_it_would_be_routed_to(text: str, meant: tuple[str, str]) -> None:
+    repository, reference = image(ROUTES, text)
+    assert (str(repository), str(reference)) == meant
+
+
+@pytest.mark.parametrize(
+    "text", ["", ":", "@", "a@", "a:", "A", "a@sha256:1", "unknown.example/a", "a//b", "/a", "a:b:c"]
+)
+def test_what_is_no_image_is_refused_with_a_word(text: str) -> None:
+    with pytest.raises(OciError):
+        image(ROUTES, text)
+
+
+@given(st.text())
+def test_any_text_is_an_image_or_refused(text: str) -> None:
+    with contextlib.suppress(OciError):
+        image(ROUTES, text)
