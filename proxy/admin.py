@@ -1,7 +1,11 @@
-"""The operator's listener, apart from the registry's: metrics, and what upstreams still allow."""
+"""The operator's listener, apart from the registry's: metrics, and the desk over HTTP, for whoever may."""
 
+import hmac
+import ipaddress
+import json
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -10,49 +14,151 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from proxy import sections
+from proxy.desk import Desk
 from proxy.files import hop
+from proxy.frontdoor import Closed
+from proxy.oci.errors import OciError
 from proxy.oci.ratelimit import Budget, State, as_utc
 from proxy.stores.base import LimitStore
+from proxy.values import duration
 
+MAX_BODY = 64 * 1024  # bytes of a question
 PAGE = """Entrepot, the operator's side.
 
-/metrics         for Prometheus
-/api/upstreams   what upstreams still allow each account, as JSON
+/metrics                          for Prometheus
+
+/api/upstreams                    what upstreams still allow each account
+/api/images?repository=PATTERN    the images that are cached
+/api/image?name=IMAGE             everything that is known of one
+/api/usage                        where the bytes are
+
+By POST, with {"images": [...]} as application/json:
+/api/refresh                      ask upstream now
+/api/pin, /api/unpin              keep images ("for": "30d"), let them go again
+/api/remove                       take images out ("dry_run": true)
 """
+
+
+class Refused(Exception):
+    """A question that is not answered: the status, and why."""
+
+    def __init__(self, status: HTTPStatus, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
 
 
 class Admin:
     """Answers the operator. `shared` is the directory in which several workers keep their metrics."""
 
-    def __init__(self, registry: CollectorRegistry, limits: LimitStore, shared: Path | None = None) -> None:
+    def __init__(
+        self,
+        settings: sections.Admin,
+        registry: CollectorRegistry,
+        limits: LimitStore,
+        desk: Desk,
+        shared: Path | None = None,
+    ) -> None:
+        self._settings = settings
         self._registry = registry
         self._limits = limits
+        self._desk = desk
         self._shared = shared
+        self._questions: Mapping[str, Callable[[web.BaseRequest], Awaitable[object]]] = {
+            "/api/upstreams": self._upstreams,
+            "/api/images": self._images,
+            "/api/image": self._image,
+            "/api/usage": self._usage,
+        }
+        self._orders: Mapping[str, Callable[[Mapping[str, Any]], Awaitable[object]]] = {
+            "/api/refresh": self._refresh,
+            "/api/pin": self._pin,
+            "/api/unpin": self._unpin,
+            "/api/remove": self._remove,
+        }
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request."""
-        if request.method not in {"GET", "HEAD"}:
-            return web.Response(status=405, text="only GET here\n", headers={"Allow": "GET, HEAD"})
-        match request.path:
-            case "/metrics":
-                return web.Response(body=await hop(self._metrics), headers={"Content-Type": CONTENT_TYPE_LATEST})
-            case "/api/upstreams":
-                return await self._upstreams()
-            case "/":
-                return web.Response(text=PAGE)
-            case _:
-                return web.Response(status=404, text="no such page; see /\n")
-
-    async def _upstreams(self) -> web.Response:
-        """From the files that the processes write every few seconds: whichever of them has asked, it is known here."""
         try:
-            known = await self._limits.all()
+            return await self._answered(request)
+        except Refused as refused:
+            return web.json_response({"error": refused.message}, status=refused.status)
+        except OciError as error:
+            return web.json_response({"error": error.message}, status=error.problem.status)
+        except Closed as error:
+            return web.json_response({"error": f"the registry's own listener does not answer: {error}"}, status=503)
         except OSError as error:
-            return web.json_response({"error": f"the store cannot be read ({error.strerror})"}, status=503)
-        now = time.time()
-        return web.json_response(
-            {"upstreams": [_told(registry, account, state, now) for registry, account, state in known]}
-        )
+            return web.json_response({"error": f"the store cannot be read or written ({error.strerror})"}, status=503)
+
+    async def _answered(self, request: web.BaseRequest) -> web.StreamResponse:
+        path = request.path
+        allowed = "POST" if path in self._orders else "GET, HEAD"
+        if request.method not in allowed.split(", "):
+            return web.Response(status=405, text=f"only {allowed} here\n", headers={"Allow": allowed})
+        if path == "/":
+            return web.Response(text=PAGE)
+        if path == "/metrics":
+            return web.Response(body=await hop(self._metrics), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        if path in self._questions:
+            self._admit(request)
+            return web.json_response(await self._questions[path](request))
+        if path in self._orders:
+            self._admit(request)
+            return web.json_response(await self._orders[path](await _read(request)))
+        return web.Response(status=404, text="no such page; see /\n")
+
+    # Who may ask
+
+    def _admit(self, request: web.BaseRequest) -> None:
+        """Whoever has the token; without one, whoever is on this machine and no web page in its browser."""
+        token = self._settings.token
+        if token is not None:
+            said = request.headers.get("Authorization", "").removeprefix("Bearer ")
+            if not hmac.compare_digest(said.encode(), token.get_secret_value().encode()):
+                raise Refused(HTTPStatus.UNAUTHORIZED, "say the admin token: Authorization: Bearer ...")
+        elif not _is_loopback(self._settings.listen.host):
+            raise Refused(
+                HTTPStatus.FORBIDDEN,
+                "admin.listen is no loopback address: set admin.token_env or admin.token_file, and say the token",
+            )
+        elif not _is_loopback(request.headers.get("Host", "").rpartition(":")[0]):
+            raise Refused(HTTPStatus.FORBIDDEN, "ask by 127.0.0.1 or localhost: other names may be a web page's doing")
+
+    # Questions
+
+    async def _images(self, request: web.BaseRequest) -> object:
+        return {"images": await hop(self._desk.images, request.query.getall("repository", []))}
+
+    async def _image(self, request: web.BaseRequest) -> object:
+        return await hop(self._desk.show, request.query.get("name", ""))
+
+    async def _usage(self, _request: web.BaseRequest) -> object:
+        return await hop(self._desk.usage)
+
+    async def _upstreams(self, _request: web.BaseRequest) -> object:
+        """From the files that the processes write every few seconds: whichever of them has asked, it is known here."""
+        known, now = await self._limits.all(), time.time()
+        return {"upstreams": [_told(registry, account, state, now) for registry, account, state in known]}
+
+    # Orders
+
+    async def _refresh(self, order: Mapping[str, Any]) -> object:
+        return {"images": await self._desk.refresh(_names(order))}
+
+    async def _pin(self, order: Mapping[str, Any]) -> object:
+        span = order.get("for")
+        try:
+            seconds = None if span is None else duration(span)
+        except ValueError as error:
+            raise Refused(HTTPStatus.BAD_REQUEST, f"for: {error}") from None
+        return {"images": await hop(self._desk.pin, _names(order), seconds)}
+
+    async def _unpin(self, order: Mapping[str, Any]) -> object:
+        return {"images": await hop(self._desk.unpin, _names(order))}
+
+    async def _remove(self, order: Mapping[str, Any]) -> object:
+        return {"images": await hop(self._desk.remove, _names(order), dry_run=order.get("dry_run") is True)}
 
     def _metrics(self) -> bytes:
         if self._shared is None:
@@ -60,6 +166,42 @@ class Admin:
         registry = CollectorRegistry()
         MultiProcessCollector(registry, path=str(self._shared))  # type: ignore[no-untyped-call]
         return generate_latest(registry)
+
+
+def _is_loopback(host: str) -> bool:
+    host = host.removeprefix("[").removesuffix("]")
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+async def _read(request: web.BaseRequest) -> Mapping[str, Any]:
+    """The JSON object of an order. No web page can send one by its type without being asked whether it may."""
+    if request.content_type != "application/json":
+        raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, 'send {"images": [...]} as application/json')
+    body = bytearray()
+    async for chunk in request.content.iter_any():
+        body += chunk
+        if len(body) > MAX_BODY:
+            raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"more than {MAX_BODY} bytes")
+    try:
+        order = json.loads(body)
+    except (ValueError, RecursionError):
+        order = None
+    if not isinstance(order, dict):
+        raise Refused(HTTPStatus.BAD_REQUEST, 'no JSON object: send {"images": [...]}')
+    unknown = sorted(order.keys() - {"images", "for", "dry_run"})
+    if unknown:
+        raise Refused(HTTPStatus.BAD_REQUEST, f"{unknown[0]}: no such key; there are images, for, dry_run")
+    return order
+
+
+def _names(order: Mapping[str, Any]) -> list[str]:
+    names = order.get("images")
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise Refused(HTTPStatus.BAD_REQUEST, 'images: must be a list of images, such as ["nginx:1.27"]')
+    return names
 
 
 def _told(registry: str, account: str, state: State, now: float) -> Mapping[str, Any]:

@@ -22,6 +22,7 @@ from proxy.admin import Admin
 from proxy.blobs import Blobs
 from proxy.certificates import Certificate
 from proxy.config import Config, ConfigError
+from proxy.desk import Desk
 from proxy.eviction import Bounds, Evicted, Space
 from proxy.fill import Means
 from proxy.handlers import Handlers
@@ -30,7 +31,6 @@ from proxy.manifests import Manifests
 from proxy.parts import Memory
 from proxy.permissions import Permissions, Sizes
 from proxy.prefetch import Prefetch
-from proxy.routing import Routes
 from proxy.stores.base import LimitStore
 from proxy.stores.disk import CHANGES, CHANGES_LIMIT, DiskBlobs, DiskRepositories, open_tree, spool_key
 from proxy.stores.limits import DiskLimits
@@ -55,9 +55,11 @@ class App:
     """One process's cache, ready to answer."""
 
     handlers: Handlers
+    manifests: Manifests
     blobs: Blobs
     metrics: Metrics
     limits: LimitStore
+    desk: Desk
     housekeeping: "Housekeeping"
 
 
@@ -98,7 +100,7 @@ async def build(config: Config, log: Logger, metrics: Metrics) -> AsyncIterator[
         stack.push_async_callback(prefetch.aclose)
         manifests.came = prefetch.came
         handlers = Handlers(
-            routes(config),
+            config.routes,
             manifests,
             blobs,
             Listings(upstreams, manifests),
@@ -110,17 +112,8 @@ async def build(config: Config, log: Logger, metrics: Metrics) -> AsyncIterator[
             tree=tree, store=store, repositories=repositories, space=space, manifests=manifests,
             upstreams=tuple(upstreams.values()), metrics=metrics, log=log,
         )  # fmt: skip
-        yield App(handlers, blobs, metrics, limits, housekeeping)
-
-
-def routes(config: Config) -> Routes:
-    """The names by which each upstream is asked for."""
-    default = config.default_upstream
-    return Routes(
-        names={name: upstream.registry for upstream in config.upstream for name in upstream.names},
-        hosts={host: upstream.registry for upstream in config.upstream for host in upstream.hosts},
-        default=None if default is None else default.registry,
-    )
+        desk = Desk(config, tree)
+        yield App(handlers, manifests, blobs, metrics, limits, desk, housekeeping)
 
 
 def _evicted(gone: Evicted, log: Logger, metrics: Metrics) -> None:
@@ -289,7 +282,7 @@ async def serve(
     async with contextlib.AsyncExitStack() as stack:
         app = await stack.enter_async_context(build(config, log, Metrics(registry)))
         if admin is not None:
-            await stack.enter_async_context(listening(Admin(registry, app.limits), admin))
+            await stack.enter_async_context(listening(Admin(config.admin, registry, app.limits, app.desk), admin))
         context = None if certificate is None else certificate.context
         listener = await stack.enter_async_context(listening(app.handlers, sock, context))
         housekeeping = asyncio.create_task(app.housekeeping.run(certificate))

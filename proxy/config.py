@@ -11,6 +11,7 @@ from pydantic import Field, SecretStr, ValidationError, model_validator
 
 from proxy.proxies import from_environment
 from proxy.registries import PUBLIC, known
+from proxy.routing import Routes
 from proxy.sections import Account, Admin, Log, Server, Store, Upstream
 from proxy.values import Section
 
@@ -47,6 +48,16 @@ class Config(Section):
         hub = [upstream for upstream in self.upstream if upstream.registry == "docker.io"]
         only = list(self.upstream) if len(self.upstream) == 1 else []
         return next(iter([*marked, *hub, *only]), None)
+
+    @property
+    def routes(self) -> Routes:
+        """The names by which each upstream is asked for."""
+        default = self.default_upstream
+        return Routes(
+            names={name: upstream.registry for upstream in self.upstream for name in upstream.names},
+            hosts={host: upstream.registry for upstream in self.upstream for host in upstream.hosts},
+            default=None if default is None else default.registry,
+        )
 
     @model_validator(mode="after")
     def _unambiguous(self) -> Self:
@@ -127,9 +138,18 @@ def _overlay(tables: dict[str, Any], environ: Mapping[str, str]) -> None:
             continue
         table = tables.setdefault(section, {})
         if isinstance(table, dict):
-            table[key] = int(value) if model.model_fields[key].annotation is int and value.isdecimal() else value
+            table[key] = _typed(model.model_fields[key].annotation, value)
     if problems:
         raise ConfigError(problems)
+
+
+def _typed(kind: object, text: str) -> int | bool | str:
+    """What stands in the environment as the file would have it; a text is left for the key to refuse."""
+    if kind is int and text.isdecimal():
+        return int(text)
+    if kind is bool and text.lower() in {"true", "false"}:
+        return text.lower() == "true"
+    return text
 
 
 def _completed(entry: Any) -> Any:
@@ -180,13 +200,14 @@ def _with_passwords(config: Config, environ: Mapping[str, str]) -> Config:
     """Look up every secret that the configuration points at. Raises ConfigError with every one that is not there."""
     problems: list[str] = []
 
-    def found(table: Upstream | Account, key: str, place: str) -> SecretStr | None:
+    def found(table: Upstream | Account | Admin, key: str, place: str) -> SecretStr | None:
         try:
             return _secret(getattr(table, f"{key}_env"), getattr(table, f"{key}_file"), key, environ)
         except ValueError as error:
             problems.append(f"{place}.{error}")
             return None
 
+    admin = config.admin.model_copy(update={"token": found(config.admin, "token", "admin")})
     upstreams = []
     for index, upstream in enumerate(config.upstream):
         place = f"upstream[{index}]"
@@ -198,7 +219,7 @@ def _with_passwords(config: Config, environ: Mapping[str, str]) -> Config:
         upstreams.append(upstream.model_copy(update={"account": accounts, **secrets}))
     if problems:
         raise ConfigError(problems)
-    return config.model_copy(update={"upstream": tuple(upstreams)})
+    return config.model_copy(update={"upstream": tuple(upstreams), "admin": admin})
 
 
 def _secret(variable: str | None, file: Path | None, key: str, environ: Mapping[str, str]) -> SecretStr | None:

@@ -143,12 +143,13 @@ class Handlers:
         return await self._use_cases[asked.kind](request, responder, record, asked, route)
 
     async def _manifest(
-        self, _request: web.BaseRequest, responder: Responder, record: Record, asked: Endpoint, route: Route
+        self, request: web.BaseRequest, responder: Responder, record: Record, asked: Endpoint, route: Route
     ) -> web.StreamResponse:
         wanted = reference.parse_reference(asked.argument)
         record.reference = str(wanted)
+        anew = "no-cache" in request.headers.get("Cache-Control", "").lower()
         async with asyncio.timeout(ANSWER):
-            served = await self._manifests.get(route.repository, wanted)
+            served = await self._manifests.get(route.repository, wanted, anew=anew)
         record.outcome = served.outcome
         return await responder.manifest(served)
 

@@ -1,14 +1,17 @@
 """What is known of cached images, told: as rows for people, as JSON for programs, and one image in every particular."""
 
 import time
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from proxy import sections
 from proxy.accounts import able
 from proxy.catalog import Catalog, Image, Variant
 from proxy.files import Tree
+from proxy.oci.digest import Digest
 from proxy.oci.freshness import Verdict, verdict
 from proxy.oci.manifest import INDEXES
 from proxy.oci.ratelimit import Budget, State, as_utc
@@ -24,6 +27,11 @@ def age(seconds: float) -> str:
         if seconds >= unit:
             return f"{int(seconds // unit)} {name}"
     return "0 s"
+
+
+def age_of(moment: str) -> str:
+    """How long ago that was, which is told in UTC."""
+    return age(max(0.0, time.time() - datetime.fromisoformat(moment).timestamp()))
 
 
 def size(count: int) -> str:
@@ -64,15 +72,17 @@ class Setting:
 
 
 def name(image: Image) -> str:
-    """What people call it: with its first tag, else with its digest."""
+    """What people call it: with its first tag, if it has any."""
     tags = sorted(map(str, image.tags))
-    return f"{image.repository}:{tags[0]}" if tags else f"{image.repository}@{image.digest}"
+    return f"{image.repository}:{tags[0]}" if tags else str(image.repository)
 
 
 def as_json(image: Image, setting: Setting) -> dict[str, Any]:
     """An image for programs; sizes in bytes, times in UTC."""
     pin = image.pin(setting.now)
     return {
+        "image": ", ".join([name(image), *sorted(map(str, image.tags))[1:]]),
+        "state": setting.state(image),
         "repository": str(image.repository),
         "digest": str(image.digest),
         "mediaType": image.media_type,
@@ -94,11 +104,12 @@ def as_json(image: Image, setting: Setting) -> dict[str, Any]:
         "missing": image.missing,
         "cached": None if image.cached is None else as_utc(image.cached),
         "pulled": as_utc(image.pulled),
-        "pinned": None if pin is None else _pin(pin),
+        "pinned": None if pin is None else pin_as_json(pin),
     }
 
 
-def _pin(pin: Pin) -> dict[str, Any]:
+def pin_as_json(pin: Pin) -> dict[str, Any]:
+    """A pin for programs."""
     return {"until": None if pin.until is None else as_utc(pin.until), "deleted": pin.is_deleted}
 
 
@@ -176,44 +187,30 @@ def _cost(image: Image, setting: Setting) -> str:
     return f"{asked}, {blobs}"
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Where the bytes are: of each repository, and of what no image needs."""
-
-    repositories: Mapping[str, tuple[int, int, int]]  # images, bytes, and how many of those others need as well
-    others: Mapping[str, int]
-
-    @property
-    def total(self) -> int:
-        """Bytes in all, each blob once."""
-        return sum(self.others.values())
-
-
-def usage(catalog: Catalog, tree: Tree) -> Usage:
-    """Count the bytes of a store; blocking."""
-    images = catalog.images()
-    by_repository: dict[str, dict[Any, int]] = {}
-    counts: dict[str, int] = {}
-    shared: dict[str, int] = {}
-    for image in images:
-        key = str(image.repository)
-        by_repository.setdefault(key, {}).update(image.stored)
-        counts[key] = counts.get(key, 0) + 1
-    users: dict[Any, int] = {}
-    for blobs in by_repository.values():
-        for digest in blobs:
-            users[digest] = users.get(digest, 0) + 1
-    for key, blobs in by_repository.items():
-        shared[key] = sum(count for digest, count in blobs.items() if users[digest] > 1)
-    needed = sum(count for digest, count in catalog.blobs.items() if digest in users)
-    return Usage(
-        {key: (counts[key], sum(blobs.values()), shared[key]) for key, blobs in by_repository.items()},
-        {
-            "images": needed,
-            "blobs that no cached manifest names": sum(catalog.blobs.values()) - needed,
-            "downloads": sum(entry.size for entry in tree.scan("spool")),
-        },
-    )
+def usage(catalog: Catalog, tree: Tree) -> dict[str, Any]:
+    """Where the bytes are: of each repository, and of what no image needs; blocking. A blob counts once in `total`."""
+    blobs: defaultdict[str, dict[Digest, int]] = defaultdict(dict)
+    images = Counter(str(image.repository) for image in catalog.images())
+    for image in catalog.images():
+        blobs[str(image.repository)].update(image.stored)
+    users = Counter(digest for stored in blobs.values() for digest in stored)
+    stored, needed = sum(catalog.blobs.values()), sum(catalog.blobs[digest] for digest in users)
+    spools = sum(entry.size for entry in tree.scan("spool"))
+    return {
+        "repositories": [
+            {
+                "repository": repository,
+                "images": images[repository],
+                "size": sum(own.values()),
+                "shared": sum(count for digest, count in own.items() if users[digest] > 1),
+            }
+            for repository, own in sorted(blobs.items())
+        ],
+        "images": needed,
+        "unneeded": stored - needed,
+        "downloads": spools,
+        "total": stored + spools,
+    }
 
 
 def setting(upstreams: Sequence[sections.Upstream]) -> Setting:

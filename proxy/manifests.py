@@ -27,6 +27,7 @@ NEGATIVES = 10_000
 POSTPONEMENT = 1.0  # seconds before a tag is revalidated again after upstream failed to answer
 SLOW_POSTPONEMENT = 6.0  # seconds, where the failure was silence: each pull that finds out anew waits seconds for it
 LONGEST_POSTPONEMENT = 60.0
+JUST_NOW = 1.0  # seconds for which upstream's word counts even for who wants it anew: nobody is to make a storm of that
 MOST_NESTED = 2  # indexes within an index whose parts are counted as used
 
 
@@ -83,9 +84,9 @@ class Manifests:
         for known in (self._memory, self._tags, self._missing, self._postponed):
             known.clear()
 
-    async def get(self, repository: Repository, reference: Reference) -> Served:
-        """The manifest that a client asked for."""
-        served = await self._get(repository, reference)
+    async def get(self, repository: Repository, reference: Reference, *, anew: bool = False) -> Served:
+        """The manifest that a client asked for; `anew`: of a tag, what upstream says now and not a moment ago."""
+        served = await self._get(repository, reference, anew)
         self._repositories.pulled(repository, served.manifest.digest)
         self._pulled.add((repository, served.manifest.digest))
         return served
@@ -106,8 +107,8 @@ class Manifests:
             if found is not None and found.media_type in INDEXES and depth:
                 await self._note_use(repository, descriptor.digest, depth - 1)
 
-    async def _get(self, repository: Repository, reference: Reference) -> Served:
-        known = await self._at_once(repository, reference)
+    async def _get(self, repository: Repository, reference: Reference, anew: bool) -> Served:
+        known = await self._at_once(repository, reference, anew)
         if known is not None:
             return known
         key = (repository, reference)
@@ -117,24 +118,25 @@ class Manifests:
         if isinstance(reference, Digest):
             return await self._flights.run(key, lambda: self._fetch(repository, reference))
         tag = reference
-        return await self._flights.run(key, lambda: self._resolve(repository, tag))
+        return await self._flights.run(key, lambda: self._resolve(repository, tag, anew))
 
-    async def _at_once(self, repository: Repository, reference: Reference) -> Served | None:
+    async def _at_once(self, repository: Repository, reference: Reference, anew: bool) -> Served | None:
         """What can be answered without upstream: a digest that is cached, or a tag that is fresh."""
         if isinstance(reference, Digest):
             cached = await self._cached(repository, reference)
             return None if cached is None else Served(cached, Outcome.HIT)
         record = self._tags.get((repository, reference))
-        if self._verdict(repository, record) is not Verdict.FRESH:
+        if self._verdict(repository, record, anew) is not Verdict.FRESH:
             record = await self._repositories.tag(repository, reference)  # another worker may know better
-        if record is None or self._verdict(repository, record) is not Verdict.FRESH:
+        if record is None or self._verdict(repository, record, anew) is not Verdict.FRESH:
             return None
         self._tags[repository, reference] = record
         cached = await self._cached(repository, record.digest)
         return None if cached is None else Served(cached, Outcome.HIT, self._stretched(repository, record))
 
-    def _verdict(self, repository: Repository, record: TagRecord | None) -> Verdict:
+    def _verdict(self, repository: Repository, record: TagRecord | None, anew: bool) -> Verdict:
         ttl = self._upstreams[repository.registry].tag_ttl(repository)
+        ttl = min(ttl, JUST_NOW) if anew else ttl
         return verdict(None if record is None else record.checked, time.time(), ttl)
 
     def _stretched(self, repository: Repository, record: TagRecord) -> str | None:
@@ -146,9 +148,9 @@ class Manifests:
 
     # By tag
 
-    async def _resolve(self, repository: Repository, tag: Tag) -> Served:
+    async def _resolve(self, repository: Repository, tag: Tag, anew: bool) -> Served:
         """Find out what a tag stands for now."""
-        known = await self._at_once(repository, tag)  # another flight may have landed since the look before
+        known = await self._at_once(repository, tag, anew)  # another flight may have landed since the look before
         if known is not None:
             return known
         record = await self._repositories.tag(repository, tag)

@@ -23,6 +23,11 @@ class Removal:
     blobs: dict[Digest, int]
 
     @property
+    def is_whole(self) -> bool:
+        """Whether the image goes, and not only one of its tags."""
+        return bool(self.links)
+
+    @property
     def size(self) -> int:
         """Bytes that are free afterwards."""
         return sum(self.blobs.values())
@@ -47,6 +52,6 @@ def carry_out(tree: Tree, removal: Removal) -> int:
         tree.evict(disk.tag_key(repository, tag))
     for digest in removal.links:
         tree.evict(disk.link_key(repository, digest))
-    for name in removal.image.pins if removal.links else ():
+    for name in removal.image.pins if removal.is_whole else ():
         tree.evict(disk.pin_key(repository, name))
     return sum(size for digest, size in removal.blobs.items() if tree.evict(disk.blob_key(digest)))

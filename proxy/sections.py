@@ -52,9 +52,25 @@ class Server(Section):
 
 
 class Admin(Section):
-    """The operator's listener: metrics; never on the registry port."""
+    """The operator's listener: metrics, and /api, for which a token may be demanded; never on the registry port."""
 
     listen: Address = Listen(host="127.0.0.1", port=5001)
+    token_env: str | None = None
+    token_file: File | None = None
+    token: SecretStr | None = Field(default=None, exclude=True, repr=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_secret(cls, table: Any) -> Any:
+        if isinstance(table, dict) and "token" in table and not isinstance(table["token"], SecretStr):
+            raise ValueError("token: a secret does not belong in a configuration: use token_env or token_file")
+        return table
+
+    @model_validator(mode="after")
+    def _one_token(self) -> Self:
+        if self.token_env is not None and self.token_file is not None:
+            raise ValueError("token_env and token_file exclude each other: set one of them")
+        return self
 
 
 class Store(Section):

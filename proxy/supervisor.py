@@ -16,6 +16,7 @@ from prometheus_client.multiprocess import mark_process_dead
 from proxy.admin import Admin
 from proxy.app import Signals, address, listening, rehearse
 from proxy.config import Config
+from proxy.desk import Desk
 from proxy.files import hop
 from proxy.stores.disk import open_tree
 from proxy.stores.limits import DiskLimits
@@ -47,7 +48,10 @@ class Supervisor:
         memory = MEMORY if os.access(MEMORY, os.W_OK) else None
         tree = await hop(open_tree, self._config.store.path)
         with contextlib.closing(tree), tempfile.TemporaryDirectory(prefix="entrepot-metrics-", dir=memory) as shared:
-            async with listening(Admin(CollectorRegistry(), DiskLimits(tree), Path(shared)), admin):
+            answering = Admin(
+                self._config.admin, CollectorRegistry(), DiskLimits(tree), Desk(self._config, tree), Path(shared)
+            )
+            async with listening(answering, admin):
                 self._log.info("supervising", listen=address(self._sock), admin=address(admin), workers=workers)
                 keepers = [asyncio.create_task(self._keep(shared)) for _ in range(workers)]
                 await signals.stop.wait()

@@ -166,9 +166,7 @@ async def test_a_pin_is_seen_until_it_is_taken_away_or_has_run_out(upstream: Fak
         await pull(proxy, image)
         assert (await entrepot(store, "pin", "app:v1")).stdout == "app:v1: pinned\n"
         assert (await listed(store))[0]["pinned"] == {"until": None, "deleted": False}
-        assert (await entrepot(store, "pin", "--for", "30d", f"app@{image.digest}")).stdout.endswith(
-            "pinned for 30 d\n"
-        )
+        assert (await entrepot(store, "pin", "--for", "30d", f"app@{image.digest}")).stdout.endswith("pinned for 30d\n")
         await entrepot(store, "unpin", "app:v1")
         assert (await listed(store))[0]["pinned"]["until"] is not None
         await entrepot(store, "pin", "--for", "0s", f"app@{image.digest}")

@@ -33,6 +33,7 @@ tls_key = "/tls/tls.key"
 
 [admin]
 listen = "[::1]:9000"
+token_env = "ADMIN_TOKEN"
 
 [store]
 path = "/data"
@@ -96,6 +97,9 @@ anonymous = true
 """
 
 
+SECRETS = {"OWN_TOKEN": SECRET, "GATE": "opens", "ADMIN_TOKEN": "desk"}
+
+
 def loaded(tmp_path: Path, text: str, environ: Mapping[str, str] | None = None) -> Config:
     """The configuration that this text makes."""
     path = tmp_path / "proxy.toml"
@@ -139,12 +143,14 @@ def test_the_defaults_are_what_the_design_says(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_every_key_can_be_set(tmp_path: Path) -> None:
-    config = loaded(tmp_path, EVERY_KEY, {"OWN_TOKEN": SECRET, "GATE": "opens"})
+    config = loaded(tmp_path, EVERY_KEY, SECRETS)
     server, (upstream,) = config.server, config.upstream
     assert (str(server.listen), server.workers, server.lb_delay) == ("0.0.0.0:8443", 4, 1)
     assert (server.drain_timeout, server.client_stall_timeout) == (150, 60)
     assert (server.tls_certificate, server.tls_key) == (Path("/tls/tls.crt"), Path("/tls/tls.key"))
     assert str(config.admin.listen) == "[::1]:9000"
+    assert config.admin.token is not None
+    assert config.admin.token.get_secret_value() == "desk"
     assert config.store == Store(path=Path("/data"), max_size=3 * 1024**4 // 2, min_free=10**10, keep_deleted=False)
     assert (config.log.format, config.log.level) == ("console", "debug")
     assert upstream.names == ("own.example:5000", "old.example")
@@ -184,7 +190,7 @@ def test_accounts_keep_their_order_and_have_a_name_each(tmp_path: Path) -> None:
 
 
 def test_a_username_is_an_account_in_short(tmp_path: Path) -> None:
-    (upstream,) = loaded(tmp_path, EVERY_KEY, {"OWN_TOKEN": SECRET, "GATE": "opens"}).upstream
+    (upstream,) = loaded(tmp_path, EVERY_KEY, SECRETS).upstream
     (account,) = upstream.accounts
     assert (account.label, account.username, account.password) == ("someone", "someone", upstream.password)
 
@@ -224,11 +230,11 @@ def test_a_name_that_only_looks_like_ecr_is_not_known(tmp_path: Path, registry: 
 
 def test_every_key_that_exists_is_in_the_test_above() -> None:
     sections = {name: field.annotation for name, field in Config.model_fields.items() if name != "upstream"}
-    keys = {key for section in sections.values() for key in section.model_fields}  # type: ignore[union-attr]
-    for model in (Upstream, Account):
-        keys |= {key for key, field in model.model_fields.items() if not field.exclude}
+    keys: set[str] = set()
+    for model in (*sections.values(), Upstream, Account):
+        keys |= {key for key, field in model.model_fields.items() if not field.exclude}  # type: ignore[union-attr]
     unset = {key for key in keys if f"{key} = " not in EVERY_KEY + ACCOUNTS}
-    assert unset == {"password_file", "proxy_password_file", "account"}, "new keys want a test"
+    assert unset == {"password_file", "proxy_password_file", "token_file", "account"}, "new keys want a test"
 
 
 def test_a_configuration_cannot_be_changed_later(tmp_path: Path) -> None:
@@ -266,6 +272,9 @@ def test_a_configuration_cannot_be_changed_later(tmp_path: Path) -> None:
         ('[store]\npath = ""', ["store.path", "is empty"]),
         ('[store]\nmax_size = "lots"', ["store.max_size", "100 GiB"]),
         ('[store]\nmax_size = "1 PB"', ["store.max_size", "100 GiB"]),
+        ('[admin]\ntoken = "secret"', ["admin", "token: a secret does not belong"]),
+        ('[admin]\ntoken_env = "A"\ntoken_file = "/b"', ["admin", "token_env and token_file exclude each other"]),
+        ('[admin]\ntoken_env = "NOT_SET"', ["admin.token_env", "NOT_SET"]),
         ('[store]\nmin_free = "some"', ["store.min_free", "500 MiB"]),
         ('[store]\nkeep_deleted = "no"', ["store.keep_deleted"]),
         ("[store]\nmax_size = -1", ["store.max_size", "greater than or equal to 0"]),
@@ -352,7 +361,7 @@ def test_every_problem_is_told_at_once(tmp_path: Path) -> None:
         ("[[upstreams]]", "upstreams: no such key; did you mean 'upstream'?"),
         ("[server]\nworker = 2", "server.worker: no such key; did you mean 'workers'?"),
         ("[store]\nmaxsize = 2", "store.maxsize: no such key; did you mean 'max_size'?"),
-        ("[admin]\nzzz = 2", "admin.zzz: no such key; the keys here are listen"),
+        ("[admin]\nzzz = 2", "admin.zzz: no such key; the keys here are listen, token_env, token_file"),
         (ONE + "tag_tll = 2", "upstream[0].tag_tll: no such key; did you mean 'tag_ttl'?"),
         (ONE + f'pasword = "{SECRET}"', "upstream[0].pasword: no such key; did you mean 'password_env'?"),
     ],
@@ -433,6 +442,7 @@ class TestTheEnvironment:
             ("ENTREPOT_ADMIN_LISTEN", "127.0.0.1:2", "admin", "listen", Listen(host="127.0.0.1", port=2)),
             ("ENTREPOT_STORE_MAX_SIZE", "1 GB", "store", "max_size", 10**9),
             ("ENTREPOT_STORE_MAX_SIZE", "1000", "store", "max_size", 1000),
+            ("ENTREPOT_STORE_KEEP_DELETED", "false", "store", "keep_deleted", False),
             ("ENTREPOT_LOG_FORMAT", "json", "log", "format", "json"),
             ("ENTREPOT_LOG_LEVEL", "error", "log", "level", "error"),
         ],

@@ -1,0 +1,116 @@
+"""Where an operator asks what is cached and has it changed: the same for the command line and the admin listener.
+
+Questions come as people write them, answers are what JSON can hold. All of it blocks, but for `refresh`.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict
+from fnmatch import fnmatchcase
+from typing import Any
+
+from proxy import inventory, removal
+from proxy.catalog import Catalog, Image
+from proxy.config import Config
+from proxy.files import Tree
+from proxy.frontdoor import FrontDoor, Told
+from proxy.oci.errors import OciError, Problem
+from proxy.oci.reference import Reference, Repository, Tag
+from proxy.routing import image as resolve
+from proxy.stores.base import Pin
+from proxy.stores.disk import DiskRepositories, announce_change
+from proxy.stores.limits import DiskLimits
+
+Answer = dict[str, Any]
+Ask = Callable[[Repository, Reference], Awaitable[Told]]
+
+
+class Desk:
+    """Over one store and its configuration. Every method raises OciError for what cannot be answered, and OSError."""
+
+    def __init__(self, config: Config, tree: Tree) -> None:
+        self._config = config
+        self._tree = tree
+
+    def images(self, patterns: Sequence[str]) -> list[Answer]:
+        """The images of the repositories that match any of the patterns; of all without one."""
+
+        def wanted(repository: Repository) -> bool:
+            return not patterns or any(fnmatchcase(str(repository), pattern) for pattern in patterns)
+
+        setting = inventory.setting(self._config.upstream)
+        return [inventory.as_json(image, setting) for image in Catalog(self._tree).images(wanted)]
+
+    def usage(self) -> Answer:
+        """Where the bytes are."""
+        return {**inventory.usage(Catalog(self._tree), self._tree), "max_size": self._config.store.max_size}
+
+    def show(self, name: str) -> Answer:
+        """Everything that is known of one image; `told` is the same for people, in pairs of what and how."""
+        setting = inventory.setting(self._config.upstream)
+        image = self._found(Catalog(self._tree), name, *self._parsed(name))
+        limits = asyncio.run(DiskLimits(self._tree).all())
+        return {**inventory.as_json(image, setting), "told": inventory.told(image, setting, limits)}
+
+    def remove(self, names: Sequence[str], *, dry_run: bool) -> list[Answer]:
+        """Take images out, or say what would go."""
+        parsed = [(name, *self._parsed(name)) for name in names]  # nothing goes if one of them is wrong
+        answers = []
+        for name, repository, reference in parsed:
+            catalog = Catalog(self._tree)  # anew: what the one before shared with this one is this one's now
+            image = self._found(catalog, name, repository, reference)
+            gone = removal.plan(catalog, image, reference if isinstance(reference, Tag) else None)
+            freed = gone.size if dry_run else removal.carry_out(self._tree, gone)
+            tags = [str(tag) for tag in gone.tags]
+            answers.append({"image": name, "tags": tags, "freed": freed, "whole": gone.is_whole})
+        if not dry_run:
+            asyncio.run(announce_change(self._tree))
+        return answers
+
+    def pin(self, names: Sequence[str], seconds: float | None) -> list[Answer]:
+        """Keep images, for so long or until they are unpinned."""
+        now = time.time()
+        pin = Pin(now, None if seconds is None else now + seconds)
+        return self._pinned(names, pin)
+
+    def unpin(self, names: Sequence[str]) -> list[Answer]:
+        """Let images go again."""
+        return self._pinned(names, None)
+
+    def _pinned(self, names: Sequence[str], pin: Pin | None) -> list[Answer]:
+        parsed = [self._parsed(name) for name in names]  # none is pinned if one of them is wrong
+        repositories = DiskRepositories(self._tree)
+        for repository, reference in parsed:
+            if pin is None:
+                asyncio.run(repositories.drop_pin(repository, reference))
+            else:
+                asyncio.run(repositories.put_pin(repository, reference, pin))
+        return [{"image": name, "pinned": None if pin is None else inventory.pin_as_json(pin)} for name in names]
+
+    async def refresh(self, names: Sequence[str], ask: Ask | None = None) -> list[Answer]:
+        """Ask upstream now what tags stand for; by way of the server, unless `ask` says how. Raises Closed as well."""
+        ask, answers = ask or FrontDoor(self._config.server).ask, []
+        for name in names:
+            repository, reference = self._parsed(name)
+            before = await asyncio.to_thread(self._known, repository, reference)
+            told = await ask(repository, reference)
+            answers.append({"image": name, "before": before, **asdict(told)})
+        return answers
+
+    def _known(self, repository: Repository, reference: Reference) -> str | None:
+        contents = Catalog(self._tree).repositories.get(repository)
+        record = contents.tags.get(reference) if contents is not None and isinstance(reference, Tag) else None
+        return None if record is None else str(record.digest)
+
+    def _parsed(self, name: str) -> tuple[Repository, Reference]:
+        try:
+            return resolve(self._config.routes, name)
+        except OciError as error:
+            raise OciError(error.problem, f"{name}: {error.message}") from None
+
+    def _found(self, catalog: Catalog, name: str, repository: Repository, reference: Reference) -> Image:
+        image = catalog.find(repository, reference)
+        if image is None:
+            raise OciError(Problem.NOT_FOUND, f"{name}: nothing of it is cached (see entrepot ls {repository})")
+        return image
