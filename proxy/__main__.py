@@ -13,7 +13,7 @@ from rich.console import Console
 
 from proxy import __version__, check, demo, trial
 from proxy.app import Signals, bind, serve
-from proxy.commands import images
+from proxy.commands import images, tags
 from proxy.commands.loading import EXIT_CONFIG, config_option, load, refuse
 from proxy.config import Config, ConfigError
 from proxy.files import UnsafeDirectory
@@ -116,7 +116,7 @@ async def _serve(settings: Config, path: Path | None, worker_socket: int | None)
     await Supervisor(settings, log, sock, command).run(admin, signals)
 
 
-for command in images.COMMANDS:
+for command in (*images.COMMANDS, *tags.COMMANDS):
     main.add_command(command)
 
 if __name__ == "__main__":

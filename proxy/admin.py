@@ -21,7 +21,7 @@ from proxy.frontdoor import Closed
 from proxy.oci.errors import OciError
 from proxy.oci.ratelimit import Budget, State, as_utc
 from proxy.stores.base import LimitStore
-from proxy.values import duration
+from proxy.values import duration, moment
 
 MAX_BODY = 64 * 1024  # bytes of a question
 PAGE = """Entrepot, the operator's side.
@@ -32,10 +32,12 @@ PAGE = """Entrepot, the operator's side.
 /api/images?repository=PATTERN    the images that are cached
 /api/image?name=IMAGE             everything that is known of one
 /api/usage                        where the bytes are
+/api/moves?since=TIME             which tags have moved since then (and repository=PATTERN)
 
 By POST, with {"images": [...]} as application/json:
 /api/refresh                      ask upstream now
 /api/pin, /api/unpin              keep images ("for": "30d"), let them go again
+/api/freeze, /api/unfreeze        have tags stand for what they do ("as_of": TIME), or follow upstream again
 /api/remove                       take images out ("dry_run": true)
 """
 
@@ -70,11 +72,14 @@ class Admin:
             "/api/images": self._images,
             "/api/image": self._image,
             "/api/usage": self._usage,
+            "/api/moves": self._moves,
         }
         self._orders: Mapping[str, Callable[[Mapping[str, Any]], Awaitable[object]]] = {
             "/api/refresh": self._refresh,
             "/api/pin": self._pin,
             "/api/unpin": self._unpin,
+            "/api/freeze": self._freeze,
+            "/api/unfreeze": self._unfreeze,
             "/api/remove": self._remove,
         }
 
@@ -136,6 +141,11 @@ class Admin:
     async def _usage(self, _request: web.BaseRequest) -> object:
         return await hop(self._desk.usage)
 
+    async def _moves(self, request: web.BaseRequest) -> object:
+        since = _moment(request.query.get("since"), "since")
+        patterns = request.query.getall("repository", [])
+        return {"moves": await hop(self._desk.moves, patterns, 0.0 if since is None else since)}
+
     async def _upstreams(self, _request: web.BaseRequest) -> object:
         """From the files that the processes write every few seconds: whichever of them has asked, it is known here."""
         known, now = await self._limits.all(), time.time()
@@ -156,6 +166,13 @@ class Admin:
 
     async def _unpin(self, order: Mapping[str, Any]) -> object:
         return {"images": await hop(self._desk.unpin, _names(order))}
+
+    async def _freeze(self, order: Mapping[str, Any]) -> object:
+        when = _moment(order.get("as_of"), "as_of")
+        return {"images": await hop(self._desk.freeze, _names(order), when)}
+
+    async def _unfreeze(self, order: Mapping[str, Any]) -> object:
+        return {"images": await hop(self._desk.unfreeze, _names(order))}
 
     async def _remove(self, order: Mapping[str, Any]) -> object:
         return {"images": await hop(self._desk.remove, _names(order), dry_run=order.get("dry_run") is True)}
@@ -191,9 +208,9 @@ async def _read(request: web.BaseRequest) -> Mapping[str, Any]:
         order = None
     if not isinstance(order, dict):
         raise Refused(HTTPStatus.BAD_REQUEST, 'no JSON object: send {"images": [...]}')
-    unknown = sorted(order.keys() - {"images", "for", "dry_run"})
+    unknown = sorted(order.keys() - {"images", "for", "dry_run", "as_of"})
     if unknown:
-        raise Refused(HTTPStatus.BAD_REQUEST, f"{unknown[0]}: no such key; there are images, for, dry_run")
+        raise Refused(HTTPStatus.BAD_REQUEST, f"{unknown[0]}: no such key; there are images, for, dry_run, as_of")
     return order
 
 
@@ -202,6 +219,13 @@ def _names(order: Mapping[str, Any]) -> list[str]:
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise Refused(HTTPStatus.BAD_REQUEST, 'images: must be a list of images, such as ["nginx:1.27"]')
     return names
+
+
+def _moment(value: object, key: str) -> float | None:
+    try:
+        return None if value is None else moment(str(value))
+    except ValueError as error:
+        raise Refused(HTTPStatus.BAD_REQUEST, f"{key}: {error}") from None
 
 
 def _told(registry: str, account: str, state: State, now: float) -> Mapping[str, Any]:

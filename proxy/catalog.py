@@ -12,6 +12,7 @@ from functools import cached_property
 from proxy.files import Tree
 from proxy.oci import manifest
 from proxy.oci.digest import Digest
+from proxy.oci.history import Move
 from proxy.oci.manifest import INDEXES, Manifest, ManifestInvalid
 from proxy.oci.platform import Platform, of_config, of_index
 from proxy.oci.reference import Repository, Tag
@@ -29,6 +30,7 @@ class Contents:
     links: dict[Digest, Link] = field(default_factory=dict)
     pulled: dict[Digest, float] = field(default_factory=dict)
     pins: dict[Tag | Digest, Pin] = field(default_factory=dict)
+    histories: dict[Tag, Sequence[Move]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +113,8 @@ class Catalog:
         found: defaultdict[Repository, Contents] = defaultdict(Contents)
         for entry in (*self._tree.scan("repositories"), *self._tree.scan("pins")):
             record = disk.parse_key(entry.key)
-            body = None if record is None else self._tree.read_now(entry.key, disk.RECORD_LIMIT)
+            limit = disk.HISTORY_LIMIT if record is not None and record.kind == "history" else disk.RECORD_LIMIT
+            body = None if record is None else self._tree.read_now(entry.key, limit)
             if record is not None and body is not None:
                 _add(found[record.repository], record, body, entry.used)
         return found
@@ -225,5 +228,7 @@ def _add(contents: Contents, record: disk.Record, body: bytes, used: float) -> N
         contents.tags[name] = tag
     elif record.kind == "link" and isinstance(name, Digest) and (link := disk.parse_link(parsed)) is not None:
         contents.links[name], contents.pulled[name] = link, used
+    elif record.kind == "history" and isinstance(name, Tag):
+        contents.histories[name] = disk.parse_history(parsed)
     elif record.kind == "pin" and (pin := disk.parse_pin(parsed)) is not None:
         contents.pins[name] = pin

@@ -6,7 +6,7 @@ Questions come as people write them, answers are what JSON can hold. All of it b
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -15,10 +15,13 @@ from proxy.catalog import Catalog, Image
 from proxy.config import Config
 from proxy.files import Tree
 from proxy.frontdoor import FrontDoor, Told
+from proxy.oci import history
 from proxy.oci.errors import OciError, Problem
+from proxy.oci.ratelimit import as_utc
 from proxy.oci.reference import Reference, Repository, Tag
 from proxy.routing import image as resolve
-from proxy.stores.base import Pin
+from proxy.stores import disk
+from proxy.stores.base import Pin, TagRecord
 from proxy.stores.disk import DiskRepositories, announce_change
 from proxy.stores.limits import DiskLimits
 
@@ -35,12 +38,12 @@ class Desk:
 
     def images(self, patterns: Sequence[str]) -> list[Answer]:
         """The images of the repositories that match any of the patterns; of all without one."""
-
-        def wanted(repository: Repository) -> bool:
-            return not patterns or any(fnmatchcase(str(repository), pattern) for pattern in patterns)
-
         setting = inventory.setting(self._config.upstream)
-        return [inventory.as_json(image, setting) for image in Catalog(self._tree).images(wanted)]
+        return [inventory.as_json(image, setting) for image in Catalog(self._tree).images(_matching(patterns))]
+
+    def moves(self, patterns: Sequence[str], since: float) -> list[Answer]:
+        """Which tags of those repositories have moved since then, in seconds since the epoch."""
+        return inventory.moves(Catalog(self._tree), _matching(patterns), since)
 
     def usage(self) -> Answer:
         """Where the bytes are."""
@@ -88,6 +91,51 @@ class Desk:
                 asyncio.run(repositories.put_pin(repository, reference, pin))
         return [{"image": name, "pinned": None if pin is None else inventory.pin_as_json(pin)} for name in names]
 
+    def freeze(self, names: Sequence[str], when: float | None) -> list[Answer]:
+        """Have tags stand for what they stand for now, or stood for then, whatever upstream says."""
+        parsed = [(name, *self._tag(name)) for name in names]
+        found = [(repository, tag, self._frozen(name, repository, tag, when)) for name, repository, tag in parsed]
+        return self._put_tags(names, found)
+
+    def unfreeze(self, names: Sequence[str]) -> list[Answer]:
+        """Have upstream asked again."""
+        parsed = [self._tag(name) for name in names]
+        records = [(repository, tag, disk.read_tag(self._tree, repository, tag)) for repository, tag in parsed]
+        thawed = [
+            (repository, tag, replace(record, is_frozen=False))
+            for repository, tag, record in records
+            if record is not None and record.is_frozen
+        ]
+        self._put_tags(names, thawed)
+        return [{"image": name, "frozen": None} for name in names]
+
+    def _tag(self, name: str) -> tuple[Repository, Tag]:
+        repository, reference = self._parsed(name)
+        if not isinstance(reference, Tag):
+            raise OciError(Problem.TAG_INVALID, f"{name}: a digest stands for one thing always: name a tag")
+        return repository, reference
+
+    def _frozen(self, name: str, repository: Repository, tag: Tag, when: float | None) -> TagRecord:
+        record = disk.read_tag(self._tree, repository, tag)
+        digest = None if record is None else record.digest
+        if when is not None:
+            digest = history.as_of(disk.read_history(self._tree, repository, tag), when)
+        if digest is None:
+            then = "" if when is None else f" as of {as_utc(when)}"
+            raise OciError(
+                Problem.NOT_FOUND, f"{name}: nobody knows what it stood for{then}: it was not pulled by then"
+            )
+        return TagRecord(digest, time.time() if record is None else record.checked, is_frozen=True)
+
+    def _put_tags(self, names: Sequence[str], records: Sequence[tuple[Repository, Tag, TagRecord]]) -> list[Answer]:
+        repositories = DiskRepositories(self._tree)
+        for repository, tag, record in records:
+            asyncio.run(repositories.put_tag(repository, tag, record))
+        asyncio.run(announce_change(self._tree))
+        return [
+            {"image": name, "frozen": str(record.digest)} for name, (_, _, record) in zip(names, records, strict=False)
+        ]
+
     async def refresh(self, names: Sequence[str], ask: Ask | None = None) -> list[Answer]:
         """Ask upstream now what tags stand for; by way of the server, unless `ask` says how. Raises Closed as well."""
         ask, answers = ask or FrontDoor(self._config.server).ask, []
@@ -114,3 +162,7 @@ class Desk:
         if image is None:
             raise OciError(Problem.NOT_FOUND, f"{name}: nothing of it is cached (see entrepot ls {repository})")
         return image
+
+
+def _matching(patterns: Sequence[str]) -> Callable[[Repository], bool]:
+    return lambda repository: not patterns or any(fnmatchcase(str(repository), pattern) for pattern in patterns)

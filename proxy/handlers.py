@@ -18,9 +18,11 @@ from proxy.oci.errors import OciError, Problem
 from proxy.respond import Broken, Responder
 from proxy.routing import Route, Routes, resolve
 from proxy.telemetry import Logger, Metrics, Outcome
+from proxy.values import moment
 
 LONGEST = 160  # characters of a client's words in its line of the log
 ANSWER = 25.0  # seconds until there must be one: containerd gives up at 30, and the work goes on without its client
+AS_OF = "Entrepot-As-Of"  # the header in which a client says of when it wants a tag
 READING = frozenset({"GET", "HEAD"})
 
 
@@ -148,8 +150,9 @@ class Handlers:
         wanted = reference.parse_reference(asked.argument)
         record.reference = str(wanted)
         anew = "no-cache" in request.headers.get("Cache-Control", "").lower()
+        as_of = _as_of(request)
         async with asyncio.timeout(ANSWER):
-            served = await self._manifests.get(route.repository, wanted, anew=anew)
+            served = await self._manifests.get(route.repository, wanted, anew=anew, as_of=as_of)
         record.outcome = served.outcome
         return await responder.manifest(served)
 
@@ -217,3 +220,12 @@ class Handlers:
             agent=request.headers.get("User-Agent", "")[:LONGEST],
             **details,
         )
+
+
+def _as_of(request: web.BaseRequest) -> float | None:
+    """Whether a client wants a tag as it was, by a header (containerd can be told to send one) or in the query."""
+    text = request.headers.get(AS_OF, request.query.get("as-of"))
+    try:
+        return None if text is None else moment(text)
+    except ValueError as error:
+        raise OciError(Problem.BAD_REQUEST, f"{AS_OF}: {error}") from None

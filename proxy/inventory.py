@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -15,7 +15,7 @@ from proxy.oci.digest import Digest
 from proxy.oci.freshness import Verdict, verdict
 from proxy.oci.manifest import INDEXES
 from proxy.oci.ratelimit import Budget, State, as_utc
-from proxy.oci.reference import Tag
+from proxy.oci.reference import Repository, Tag
 from proxy.stores.base import Pin, TagRecord
 
 _AGES = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
@@ -53,6 +53,8 @@ class Setting:
 
     def verdict(self, image: Image, record: TagRecord) -> Verdict:
         """Whether the next pull of a tag asks upstream; what a rate limit adds to `tag_ttl` is not counted."""
+        if record.is_frozen:
+            return Verdict.FRESH
         upstream = self.upstreams.get(image.repository.registry)
         return verdict(record.checked, self.now, 0.0 if upstream is None else upstream.tag_ttl)
 
@@ -67,6 +69,8 @@ class Setting:
             return "deleted upstream"
         if not image.tags:
             return "by digest"
+        if all(record.is_frozen for record in image.tags.values()):
+            return "frozen"
         checked = max(image.tags.values(), key=lambda record: record.checked)
         return f"{self.verdict(image, checked).value}, {age(self.now - checked.checked)}"
 
@@ -87,7 +91,11 @@ def as_json(image: Image, setting: Setting) -> dict[str, Any]:
         "digest": str(image.digest),
         "mediaType": image.media_type,
         "tags": [
-            {"tag": str(tag), "checked": as_utc(record.checked), "state": setting.verdict(image, record).value}
+            {
+                "tag": str(tag),
+                "checked": as_utc(record.checked),
+                "state": "frozen" if record.is_frozen else setting.verdict(image, record).value,
+            }
             for tag, record in sorted(image.tags.items(), key=lambda item: str(item[0]))
         ],
         "platforms": [
@@ -139,6 +147,8 @@ def told(image: Image, setting: Setting, limits: Sequence[tuple[str, str, State]
 
 def _tag(tag: Tag, record: TagRecord, image: Image, setting: Setting) -> str:
     since = age(setting.now - record.checked)
+    if record.is_frozen:
+        return f"{tag}: frozen, upstream was asked {since} ago and will not be until it is unfrozen"
     match setting.verdict(image, record):
         case Verdict.FRESH:
             return f"{tag}: fresh, upstream was asked {since} ago, within tag_ttl"
@@ -216,3 +226,24 @@ def usage(catalog: Catalog, tree: Tree) -> dict[str, Any]:
 def setting(upstreams: Sequence[sections.Upstream]) -> Setting:
     """The configuration as it bears on images, now."""
     return Setting({one.registry: one for one in upstreams}, time.time())
+
+
+def moves(catalog: Catalog, wanted: Callable[[Repository], bool], since: float) -> list[dict[str, Any]]:
+    """Which tags have come to stand for something else since then (unix seconds), the oldest move first."""
+    found = [
+        (move.at, f"{repository}:{tag}", before, move)
+        for repository, contents in catalog.repositories.items()
+        if wanted(repository)
+        for tag, history in contents.histories.items()
+        for before, move in zip([None, *history], history, strict=False)
+        if move.at >= since
+    ]
+    return [
+        {
+            "image": name,
+            "at": as_utc(at),
+            "from": None if before is None else str(before.digest),
+            "to": str(move.digest),
+        }
+        for at, name, before, move in sorted(found, key=lambda one: one[:2])
+    ]

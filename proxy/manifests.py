@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from cachetools import LRUCache, TTLCache
 
 from proxy.eviction import NoSpace, Reservation, Space
-from proxy.oci import manifest
+from proxy.oci import history, manifest
 from proxy.oci.digest import Digest
 from proxy.oci.errors import OciError, Problem
 from proxy.oci.freshness import Verdict, verdict
+from proxy.oci.history import Move
 from proxy.oci.manifest import INDEXES, Manifest
+from proxy.oci.ratelimit import as_utc
 from proxy.oci.reference import Reference, Repository, Tag
 from proxy.permissions import Sizes
 from proxy.single_flight import SingleFlight
@@ -84,12 +86,32 @@ class Manifests:
         for known in (self._memory, self._tags, self._missing, self._postponed):
             known.clear()
 
-    async def get(self, repository: Repository, reference: Reference, *, anew: bool = False) -> Served:
-        """The manifest that a client asked for; `anew`: of a tag, what upstream says now and not a moment ago."""
+    async def get(
+        self, repository: Repository, reference: Reference, *, anew: bool = False, as_of: float | None = None
+    ) -> Served:
+        """The manifest that a client asked for.
+
+        `anew`: of a tag, what upstream says now and not a moment ago. `as_of`: what it stood for then, in seconds
+        since the epoch; where the client does not say, the configuration may.
+        """
+        when = self._upstreams[repository.registry].as_of if as_of is None else as_of
+        if isinstance(reference, Tag) and when is not None:
+            reference = await self._then(repository, reference, when)
         served = await self._get(repository, reference, anew)
         self._repositories.pulled(repository, served.manifest.digest)
         self._pulled.add((repository, served.manifest.digest))
         return served
+
+    async def _then(self, repository: Repository, tag: Tag, when: float) -> Digest:
+        """What a tag stood for, as far as the cache has seen."""
+        seen = await self._repositories.history(repository, tag)
+        digest = history.as_of(seen, when)
+        if digest is None:
+            first = f"it was first seen at {as_utc(seen[0].at)}" if seen else "it was never pulled through here"
+            raise OciError(
+                Problem.MANIFEST_UNKNOWN, f"nobody knows what {repository}:{tag} was as of {as_utc(when)}: {first}"
+            )
+        return digest
 
     async def note_uses(self) -> None:
         """Count each image that was pulled since the last time as a use of all that belongs to it.
@@ -126,23 +148,24 @@ class Manifests:
             cached = await self._cached(repository, reference)
             return None if cached is None else Served(cached, Outcome.HIT)
         record = self._tags.get((repository, reference))
-        if self._verdict(repository, record, anew) is not Verdict.FRESH:
+        if record is None or not self._is_believed(repository, record, anew):
             record = await self._repositories.tag(repository, reference)  # another worker may know better
-        if record is None or self._verdict(repository, record, anew) is not Verdict.FRESH:
+        if record is None or not self._is_believed(repository, record, anew):
             return None
         self._tags[repository, reference] = record
         cached = await self._cached(repository, record.digest)
         return None if cached is None else Served(cached, Outcome.HIT, self._stretched(repository, record))
 
-    def _verdict(self, repository: Repository, record: TagRecord | None, anew: bool) -> Verdict:
+    def _is_believed(self, repository: Repository, record: TagRecord, anew: bool) -> bool:
+        """Whether a tag is answered without a question to upstream."""
         ttl = self._upstreams[repository.registry].tag_ttl(repository)
         ttl = min(ttl, JUST_NOW) if anew else ttl
-        return verdict(None if record is None else record.checked, time.time(), ttl)
+        return record.is_frozen or verdict(record.checked, time.time(), ttl) is Verdict.FRESH
 
     def _stretched(self, repository: Repository, record: TagRecord) -> str | None:
         """What to say of an answer that is older than it would be if upstream allowed more."""
         age = time.time() - record.checked
-        if not self._upstreams[repository.registry].is_stretched(repository, age):
+        if record.is_frozen or not self._upstreams[repository.registry].is_stretched(repository, age):
             return None
         return f"{repository.registry} allows little more; this is what it said {int(age)} s ago"
 
@@ -239,13 +262,24 @@ class Manifests:
         self._log.warning("deleted upstream", repository=str(repository), tag=str(tag), digest=str(digest), kept=True)
 
     async def _keep_tag(self, repository: Repository, tag: Tag, digest: Digest) -> None:
+        known = await self._repositories.tag(repository, tag)
+        if known is not None and known.is_frozen:
+            return  # while upstream was being asked
         record = TagRecord(digest, time.time())
         self._tags[repository, tag] = record
         self._postponed.pop((repository, tag), None)
         try:
             await self._repositories.put_tag(repository, tag, record)
+            if known is None or known.digest != digest:
+                await self._note_move(repository, tag, Move(record.checked, digest))
         except OSError as error:
             self._log.error("tag not recorded", repository=str(repository), tag=str(tag), reason=error.strerror)
+
+    async def _note_move(self, repository: Repository, tag: Tag, move: Move) -> None:
+        seen = await self._repositories.history(repository, tag)
+        now = history.moved(seen, move.digest, move.at)
+        if len(now) != len(seen) or now[-1:] != tuple(seen[-1:]):
+            await self._repositories.put_history(repository, tag, now)
 
     def _stale(self, repository: Repository, cached: Manifest, record: TagRecord, error: OciError) -> Served:
         age = max(0, int(time.time() - record.checked))

@@ -17,6 +17,7 @@ from proxy.values import (
     Hosts,
     Label,
     Listen,
+    Moment,
     Networks,
     Patterns,
     Prefetch,
@@ -175,6 +176,8 @@ class Upstream(Section):
     account: Annotated[tuple[Account, ...], Field(strict=False)] = ()
     tag_ttl: Seconds = 60.0
     longest_tag_ttl: Seconds = 3600.0
+    freeze: Patterns = ()
+    as_of: Moment | None = None
     rate_reserve: float = Field(default=0.1, ge=0, le=1)
     realm_hosts: Hosts = ()
     private_networks: Networks = ()

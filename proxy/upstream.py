@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from functools import partial
 from types import MappingProxyType, TracebackType
 from typing import Literal, Self
@@ -63,6 +65,8 @@ class Upstream:
     ) -> None:
         """`memory`: what all upstreams' downloads may hold of blobs that come by several connections."""
         self.registry = settings.registry
+        self.as_of = settings.as_of
+        self._frozen = settings.freeze
         self._tag_ttl = settings.tag_ttl
         self._longest_tag_ttl = max(settings.tag_ttl, settings.longest_tag_ttl)
         self.egress = Egress(settings)
@@ -104,11 +108,14 @@ class Upstream:
 
     def tag_ttl(self, repository: Repository) -> float:
         """Seconds for which a tag is believed: the longer, the less upstream still allows us to ask."""
+        if any(fnmatchcase(repository.name, pattern) for pattern in self._frozen):
+            return math.inf
         return min(self._longest_tag_ttl, self._tag_ttl * self._accounts.stretch(repository))
 
     def is_stretched(self, repository: Repository, age: float) -> bool:
         """Whether an answer of this age, in seconds, is believed only because upstream allows little more."""
-        return age >= self._tag_ttl and self._accounts.stretch(repository) > 1
+        is_late = self._tag_ttl <= age and self.tag_ttl(repository) < math.inf
+        return is_late and self._accounts.stretch(repository) > 1
 
     # Manifests
 

@@ -2,6 +2,7 @@
 
 import ipaddress
 import re
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -80,6 +81,24 @@ def _listen(value: object) -> object:
     return Listen(host=host, port=int(port))
 
 
+def moment(text: str) -> float:
+    """Unix seconds of a time as people write it: "2026-11-01", "2026-11-01T12:00:00Z"; UTC if it does not say.
+
+    Raises ValueError.
+    """
+    try:
+        written = datetime.fromisoformat(text.strip())
+        return (written if written.tzinfo else written.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        raise ValueError(f'{text!r} is no time: write "2026-11-01" or "2026-11-01T12:00:00Z"') from None
+
+
+def _moment(value: object) -> object:
+    if isinstance(value, date):  # or a datetime, which is one: TOML has times of its own
+        return moment(value.isoformat())
+    return moment(value) if isinstance(value, str) else value
+
+
 def _pattern(value: object) -> object:
     if isinstance(value, str) and not _PATTERN.fullmatch(value):
         raise ValueError(f'{value!r} is no pattern of repositories: write "library/*" or "acme/app"')
@@ -135,6 +154,7 @@ class Listen(Section):
 
 
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(ge=0, le=366 * 86400)]
+Moment = Annotated[float, BeforeValidator(_moment), Field(ge=0)]
 Bytes = Annotated[int, BeforeValidator(_bytes), Field(ge=0)]
 Host = Annotated[str, BeforeValidator(_host)]
 Address = Annotated[Listen, BeforeValidator(_listen)]

@@ -52,7 +52,7 @@ def ls_command(path: Path | None, server: str | None, as_json: bool, patterns: t
     what is stored of an image, SHARED how much of it other images need as well. A tag is fresh while pulls of it do
     not ask upstream.
     """
-    images = _asked(path, server, lambda desk: desk.images(patterns))
+    images = asked(path, server, lambda desk: desk.images(patterns))
     if as_json:
         click.echo(json.dumps(images, indent=2))
     elif not images:
@@ -93,7 +93,7 @@ def du_command(path: Path | None, server: str | None, as_json: bool) -> None:
 
     A blob counts in each repository that needs it, and once in the sum.
     """
-    usage = _asked(path, server, lambda desk: desk.usage())
+    usage = asked(path, server, lambda desk: desk.usage())
     if as_json:
         click.echo(json.dumps(usage, indent=2))
         return
@@ -115,12 +115,12 @@ def du_command(path: Path | None, server: str | None, as_json: bool) -> None:
 @json_option
 @click.argument("name", metavar="IMAGE")
 def show_command(path: Path | None, server: str | None, as_json: bool, name: str) -> None:
-    """Tell everything that is known of an image.
+    """Tell all that is known of an image.
 
     Why it is fresh or stale, which platforms are whole, where it comes from and as whom, and what the next pull would
     cost. IMAGE is what a client would ask for: nginx:1.27, ghcr.io/acme/app@sha256:...
     """
-    image = _asked(path, server, lambda desk: desk.show(name))
+    image = asked(path, server, lambda desk: desk.show(name))
     told = image.pop("told")
     if as_json:
         click.echo(json.dumps(image, indent=2))
@@ -143,13 +143,13 @@ def rm_command(path: Path | None, server: str | None, as_json: bool, dry_run: bo
     With a tag, that tag goes, and the image with its last one. By digest, the image goes with all its tags. Blobs that
     other images need stay. A running server serves what it had for up to five seconds; the next pull asks upstream.
     """
-    gone = _asked(path, server, lambda desk: desk.remove(images, dry_run=dry_run))
+    gone = asked(path, server, lambda desk: desk.remove(images, dry_run=dry_run))
     verb = "would free" if dry_run else "freed"
 
     def sentence(one: Answer) -> str:
         return f"{verb} {size(one['freed'])}{'' if one['whole'] else '; it stays under its other tags'}"
 
-    _say(gone, sentence, as_json)
+    say(gone, sentence, as_json)
 
 
 @click.command("pin")
@@ -161,7 +161,7 @@ def rm_command(path: Path | None, server: str | None, as_json: bool, dry_run: bo
 def pin_command(
     path: Path | None, server: str | None, as_json: bool, span: str | None, images: tuple[str, ...]
 ) -> None:
-    """Keep images in the cache, however long nobody pulls them.
+    """Keep images, however long nobody pulls them.
 
     A tag is pinned with whatever it stands for, now and later; by digest, just that. What is not cached yet may be
     pinned as well.
@@ -170,8 +170,8 @@ def pin_command(
         seconds = None if span is None else duration(span)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--for") from None
-    pinned = _asked(path, server, lambda desk: desk.pin(images, seconds))
-    _say(pinned, lambda _: f"pinned{'' if span is None else f' for {span}'}", as_json)
+    pinned = asked(path, server, lambda desk: desk.pin(images, seconds))
+    say(pinned, lambda _: f"pinned{'' if span is None else f' for {span}'}", as_json)
 
 
 @click.command("unpin")
@@ -181,7 +181,7 @@ def pin_command(
 @images_argument
 def unpin_command(path: Path | None, server: str | None, as_json: bool, images: tuple[str, ...]) -> None:
     """Let images go again that were pinned."""
-    _say(_asked(path, server, lambda desk: desk.unpin(images)), lambda _: "unpinned", as_json)
+    say(asked(path, server, lambda desk: desk.unpin(images)), lambda _: "unpinned", as_json)
 
 
 @click.command("refresh")
@@ -196,8 +196,8 @@ def refresh_command(path: Path | None, server: str | None, as_json: bool, images
     unless the tag has moved. Exit status 1 if upstream did not answer, or has no such tag.
     """
     config = load(path)
-    answers = _asked(path, server, lambda desk: _refreshed(config, desk, images))
-    _say(answers, _moved, as_json)
+    answers = asked(path, server, lambda desk: _refreshed(config, desk, images))
+    say(answers, _moved, as_json)
     if any(one["error"] or one["warning"] for one in answers):
         raise SystemExit(EXIT_NOT_CACHED)
 
@@ -234,7 +234,8 @@ async def _without_server(config: Config, desk: Desk, images: Sequence[str]) -> 
         return await desk.refresh(images, ask)
 
 
-def _say(answers: Sequence[Answer], sentence: Callable[[Answer], str], as_json: bool) -> None:
+def say(answers: Sequence[Answer], sentence: Callable[[Answer], str], as_json: bool) -> None:
+    """A line for each image, or all of it for programs."""
     if as_json:
         click.echo(json.dumps(answers, indent=2))
         return
@@ -242,7 +243,7 @@ def _say(answers: Sequence[Answer], sentence: Callable[[Answer], str], as_json: 
         click.echo(f"{one['image']}: {sentence(one)}")
 
 
-def _asked(path: Path | None, server: str | None, question: Callable[[Where], T]) -> T:
+def asked(path: Path | None, server: str | None, question: Callable[[Where], T]) -> T:
     """The answer of a server, or of the directory; what is wrong is said in a line."""
     try:
         with _opened(path, server) as desk:

@@ -10,6 +10,7 @@ from yarl import URL
 
 from proxy.desk import Answer
 from proxy.oci.errors import OciError, Problem
+from proxy.oci.ratelimit import as_utc
 
 TOKEN = "ENTREPOT_TOKEN"  # noqa: S105  the variable's name
 PATIENCE = 120.0  # seconds: a large cache takes a while to list
@@ -52,6 +53,20 @@ class Remote:
     def unpin(self, names: Sequence[str]) -> list[Answer]:
         """Let images go again."""
         return self._post("/api/unpin", names)
+
+    def moves(self, patterns: Sequence[str], since: float) -> list[Answer]:
+        """Which tags have moved since then."""
+        query = [("since", as_utc(since)), *(("repository", one) for one in patterns)]
+        found: list[Answer] = self._get("/api/moves", query)["moves"]
+        return found
+
+    def freeze(self, names: Sequence[str], when: float | None) -> list[Answer]:
+        """Have tags stand for what they do, or did then."""
+        return self._post("/api/freeze", names, **({} if when is None else {"as_of": as_utc(when)}))
+
+    def unfreeze(self, names: Sequence[str]) -> list[Answer]:
+        """Have upstream asked again."""
+        return self._post("/api/unfreeze", names)
 
     def refresh(self, names: Sequence[str]) -> list[Answer]:
         """Ask upstream now."""

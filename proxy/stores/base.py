@@ -6,6 +6,7 @@ from typing import Protocol
 
 from proxy.files import Handle
 from proxy.oci.digest import Digest
+from proxy.oci.history import Move
 from proxy.oci.ratelimit import State
 from proxy.oci.reference import Repository, Tag
 
@@ -24,10 +25,14 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class TagRecord:
-    """What a tag stood for when upstream was last asked (`checked`, seconds since the epoch)."""
+    """What a tag stood for when upstream was last asked (`checked`, seconds since the epoch).
+
+    `is_frozen`: an operator wants it to stand for that, whatever upstream says.
+    """
 
     digest: Digest
     checked: float
+    is_frozen: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +87,12 @@ class RepositoryStore(Protocol):
 
     async def drop_tag(self, repository: Repository, tag: Tag) -> None:
         """Forget a tag: upstream says it is gone, or not for us."""
+
+    async def history(self, repository: Repository, tag: Tag) -> Sequence[Move]:
+        """What a tag has stood for, the oldest first."""
+
+    async def put_history(self, repository: Repository, tag: Tag, history: Sequence[Move]) -> None:
+        """Record that. Raises OSError."""
 
     async def put_pin(self, repository: Repository, name: Tag | Digest, pin: Pin) -> None:
         """Keep a tag's image, or a manifest, from going. Raises OSError."""

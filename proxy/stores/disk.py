@@ -2,6 +2,7 @@
 
 blobs/<algorithm>/<two digits>/<hex>          verified bytes, 0400, never opened for writing again
 repositories/<registry>/<name>/_tags/<tag>    what a tag stood for, and when upstream was asked
+repositories/<registry>/<name>/_history/<tag> each digest that a tag has stood for, and since when
 repositories/<registry>/<name>/_links/<algorithm>/<hex>   last modified when a manifest was last asked for
 pins/<registry>/<name>/_tags/<tag>, .../_links/<algorithm>/<hex>   what is not to go, and until when
 spool/<algorithm>-<hex>                       blobs on their way in
@@ -13,7 +14,7 @@ tmp/, ledger/                                 small files on their way in; how m
 import json
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
@@ -23,6 +24,7 @@ from cachetools import LRUCache
 from proxy.files import Handle, Tree
 from proxy.oci.digest import Digest
 from proxy.oci.errors import OciError
+from proxy.oci.history import Move
 from proxy.oci.reference import Repository, Tag
 from proxy.stores.base import Link, Pin, TagRecord
 
@@ -30,6 +32,7 @@ DIRECTORIES = ("blobs", "repositories", "pins", "spool", "tmp", "ledger", "limit
 CHANGES = "changes"  # the file that says, by being another, that an operator has changed what workers remember
 CHANGES_LIMIT = 64  # bytes
 RECORD_LIMIT = 4096  # bytes of a link's or a tag's file
+HISTORY_LIMIT = 256 * 1024  # bytes of a tag's history
 LINKS_IN_MEMORY = 65536
 USES_IN_MEMORY = 65536
 
@@ -122,10 +125,20 @@ class DiskRepositories:
         return None if record is None else parse_tag(record)
 
     async def put_tag(self, repository: Repository, tag: Tag, record: TagRecord) -> None:
-        await self._write(tag_key(repository, tag), {"digest": str(record.digest), "checked": record.checked})
+        frozen = {"frozen": True} if record.is_frozen else {}
+        body = {"digest": str(record.digest), "checked": record.checked, **frozen}
+        await self._write(tag_key(repository, tag), body)
 
     async def drop_tag(self, repository: Repository, tag: Tag) -> None:
         await self._tree.remove(tag_key(repository, tag))
+
+    async def history(self, repository: Repository, tag: Tag) -> Sequence[Move]:
+        record = await self._read(history_key(repository, tag), HISTORY_LIMIT)
+        return () if record is None else parse_history(record)
+
+    async def put_history(self, repository: Repository, tag: Tag, history: Sequence[Move]) -> None:
+        moves = [[round(move.at, 3), str(move.digest)] for move in history]
+        await self._write(history_key(repository, tag), {"moves": moves})
 
     def pulled(self, repository: Repository, digest: Digest) -> None:
         self._pulls[repository, digest] = time.time()
@@ -156,9 +169,9 @@ class DiskRepositories:
         """Read everything anew: somebody else has changed it."""
         self._links.clear()
 
-    async def _read(self, key: str) -> Mapping[str, Any] | None:
+    async def _read(self, key: str, limit: int = RECORD_LIMIT) -> Mapping[str, Any] | None:
         """A record; None if there is none, or a power cut left no more than its name."""
-        body = await self._tree.read(key, RECORD_LIMIT)
+        body = await self._tree.read(key, limit)
         return None if body is None else parse_record(body)
 
     async def _write(self, key: str, record: Mapping[str, Any]) -> None:
@@ -169,7 +182,7 @@ class DiskRepositories:
 class Record:
     """A small file of a repository: what kind it is of, and of which tag or digest it speaks."""
 
-    kind: Literal["tag", "link", "pin"]
+    kind: Literal["tag", "link", "pin", "history"]
     repository: Repository
     name: Tag | Digest
 
@@ -202,9 +215,10 @@ def _digest_of_path(path: str) -> Digest:
     return Digest.parse(path.replace("/", ":", 1))
 
 
-_RECORDS: tuple[tuple[str, Literal["tag", "link"], Callable[[str], Tag | Digest]], ...] = (
+_RECORDS: tuple[tuple[str, Literal["tag", "link", "history"], Callable[[str], Tag | Digest]], ...] = (
     ("/_tags/", "tag", Tag),
     ("/_links/", "link", _digest_of_path),
+    ("/_history/", "history", Tag),
 )
 
 
@@ -216,6 +230,11 @@ def link_key(repository: Repository, digest: Digest) -> str:
 def tag_key(repository: Repository, tag: Tag) -> str:
     """Where it is kept what a tag stands for."""
     return f"repositories/{repository}/_tags/{tag}"
+
+
+def history_key(repository: Repository, tag: Tag) -> str:
+    """Where it is kept what a tag has stood for."""
+    return f"repositories/{repository}/_history/{tag}"
 
 
 def pin_key(repository: Repository, name: Tag | Digest) -> str:
@@ -255,6 +274,13 @@ def read_tag(tree: Tree, repository: Repository, tag: Tag) -> TagRecord | None:
     return None if record is None else parse_tag(record)
 
 
+def read_history(tree: Tree, repository: Repository, tag: Tag) -> tuple[Move, ...]:
+    """What a tag has stood for; blocking."""
+    body = tree.read_now(history_key(repository, tag), HISTORY_LIMIT)
+    record = None if body is None else parse_record(body)
+    return () if record is None else parse_history(record)
+
+
 def read_link(tree: Tree, repository: Repository, digest: Digest) -> Link | None:
     """The link of a digest; blocking."""
     record = _read_now(tree, link_key(repository, digest))
@@ -282,6 +308,19 @@ def parse_tag(record: Mapping[str, Any]) -> TagRecord | None:
     if not isinstance(digest, str) or not _is_moment(checked):
         return None
     try:
-        return TagRecord(Digest.parse(digest), float(checked))
+        return TagRecord(Digest.parse(digest), float(checked), record.get("frozen") is True)
     except OciError:
         return None
+
+
+def parse_history(record: Mapping[str, Any]) -> tuple[Move, ...]:
+    """A history as it is written; what of it is no move is passed over."""
+    listed = record.get("moves")
+    moves = []
+    for entry in listed if isinstance(listed, list) else ():
+        if isinstance(entry, list) and len(entry) == 2 and _is_moment(entry[0]) and isinstance(entry[1], str):
+            try:
+                moves.append(Move(float(entry[0]), Digest.parse(entry[1])))
+            except OciError:
+                continue
+    return tuple(moves)

@@ -68,6 +68,8 @@ client_key = "/tls/client.key"
 insecure = true
 connections_per_blob = 8
 max_requests = 16
+freeze = ["library/*"]
+as_of = "2026-11-01"
 prefetch = ["library/*", "acme/app"]
 """
 ACCOUNTS = """
@@ -171,7 +173,22 @@ def test_every_key_can_be_set(tmp_path: Path) -> None:
     assert (upstream.client_certificate, upstream.client_key) == (Path("/tls/client.crt"), Path("/tls/client.key"))
     assert upstream.connections_per_blob == 8
     assert upstream.max_requests == 16
+    assert (upstream.freeze, upstream.as_of) == (("library/*",), 1793491200.0)
     assert upstream.prefetch == ("library/*", "acme/app")
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ('"2026-11-01"', 1793491200.0),
+        ("2026-11-01", 1793491200.0),
+        ("2026-11-01T12:00:00Z", 1793534400.0),
+        ('"2026-11-01T13:00:00+01:00"', 1793534400.0),
+        ("1793491200.0", 1793491200.0),
+    ],
+)
+def test_a_time_is_written_as_toml_or_people_do(tmp_path: Path, written: str, meant: float) -> None:
+    assert loaded(tmp_path, f"{ONE}as_of = {written}").upstream[0].as_of == meant
 
 
 def test_accounts_keep_their_order_and_have_a_name_each(tmp_path: Path) -> None:
@@ -275,6 +292,8 @@ def test_a_configuration_cannot_be_changed_later(tmp_path: Path) -> None:
         ('[admin]\ntoken = "secret"', ["admin", "token: a secret does not belong"]),
         ('[admin]\ntoken_env = "A"\ntoken_file = "/b"', ["admin", "token_env and token_file exclude each other"]),
         ('[admin]\ntoken_env = "NOT_SET"', ["admin.token_env", "NOT_SET"]),
+        (f'{ONE}as_of = "yesterday"', ["upstream[0].as_of", "2026-11-01"]),
+        (f"{ONE}as_of = -1", ["upstream[0].as_of", "greater than or equal to 0"]),
         ('[store]\nmin_free = "some"', ["store.min_free", "500 MiB"]),
         ('[store]\nkeep_deleted = "no"', ["store.keep_deleted"]),
         ("[store]\nmax_size = -1", ["store.max_size", "greater than or equal to 0"]),
