@@ -312,6 +312,8 @@ def _announce(config: Config, log: Logger, sock: socket.socket, admin: socket.so
     for upstream in config.upstream:
         if upstream.url.startswith("http://"):
             log.warning("upstream without TLS", upstream=upstream.registry, url=upstream.url)
+        if upstream.sealed:
+            log.info("upstream sealed", upstream=upstream.registry)
         if upstream.insecure:
             log.warning(
                 "upstream not verified", upstream=upstream.registry, url=upstream.url,

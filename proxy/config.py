@@ -91,6 +91,9 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Config:
         config = Config.model_validate(tables)
     except ValidationError as error:
         raise ConfigError([_explain(problem) for problem in error.errors()]) from None
+    if config.server.sealed:
+        sealed = tuple(upstream.model_copy(update={"sealed": True}) for upstream in config.upstream)
+        config = config.model_copy(update={"upstream": sealed})
     return _with_passwords(_with_proxies(config, environ), environ)
 
 

@@ -66,9 +66,12 @@ class Exchange:
     """Asks one upstream, and raises OciError for whatever is no answer."""
 
     def __init__(
-        self, registry: str, egress: Egress, accounts: Accounts, metrics: Metrics, *, max_requests: int
-    ) -> None:
+        self, registry: str, egress: Egress, accounts: Accounts, metrics: Metrics, *, max_requests: int,
+        missed: Callable[[Ask], None] | None = None,
+    ) -> None:  # fmt: skip
+        """`missed`: the upstream is sealed; whatever would be asked of it is reported there instead."""
         self._registry = registry
+        self._missed = missed
         self._egress = egress
         self._accounts = accounts
         self._metrics = metrics
@@ -87,6 +90,7 @@ class Exchange:
     @contextlib.asynccontextmanager
     async def answer(self, ask: Ask, *, budget: float | None = None) -> AsyncIterator[aiohttp.ClientResponse]:
         """The answer to a question, within its budget (seconds) once it is its turn; closed on leaving."""
+        self._check_seal(ask)
         async with self._turn(ask):
             response = await self._within(ask, ask.budget if budget is None else budget, self._asked)
             with contextlib.closing(response):
@@ -123,10 +127,17 @@ class Exchange:
             async with self._careful.turn(), self._questions.turn(ask.repository):
                 return await read(ask)
 
+        self._check_seal(ask)
         if ask.has_fallback:
             return await self._within(ask, ask.budget, in_turn)
         async with self._questions.turn(ask.repository):
             return await self._within(ask, ask.budget, read)
+
+    def _check_seal(self, ask: Ask) -> None:
+        """Raises the OciError of what is not there, where upstream is not to be asked at all."""
+        if self._missed is not None:
+            self._missed(ask)
+            raise OciError(ask.missing, f"{self._registry} is sealed: what is not cached cannot be had")
 
     async def _within(self, ask: Ask, budget: float, work: Callable[[Ask], Awaitable[Result]]) -> Result:
         try:

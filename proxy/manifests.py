@@ -1,6 +1,7 @@
 """Manifests: a digest is immutable, a tag is revalidated; what is cached is served when upstream does not answer."""
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -158,9 +159,12 @@ class Manifests:
 
     def _is_believed(self, repository: Repository, record: TagRecord, anew: bool) -> bool:
         """Whether a tag is answered without a question to upstream."""
-        ttl = self._upstreams[repository.registry].tag_ttl(repository)
+        upstream = self._upstreams[repository.registry]
+        ttl = upstream.tag_ttl(repository)
+        if record.is_frozen or upstream.is_sealed or ttl == math.inf:
+            return True  # whatever the clock says
         ttl = min(ttl, JUST_NOW) if anew else ttl
-        return record.is_frozen or verdict(record.checked, time.time(), ttl) is Verdict.FRESH
+        return verdict(record.checked, time.time(), ttl) is Verdict.FRESH
 
     def _stretched(self, repository: Repository, record: TagRecord) -> str | None:
         """What to say of an answer that is older than it would be if upstream allowed more."""
@@ -243,6 +247,8 @@ class Manifests:
 
     async def _refused(self, repository: Repository, tag: Tag, record: TagRecord, error: OciError) -> None:
         """Upstream's word that a tag is gone, or not for us, ends what was known of it."""
+        if self._upstreams[repository.registry].is_sealed:
+            return  # it was not asked
         if error.problem is Problem.MANIFEST_UNKNOWN:
             self._missing[repository, tag] = error
             await self._keep(repository, tag, record.digest)

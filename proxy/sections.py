@@ -41,6 +41,7 @@ class Server(Section):
     workers: int = Field(default=1, ge=1, le=64)
     lb_delay: Seconds = 5.0
     drain_timeout: Seconds = 300.0
+    sealed: bool = False
     client_stall_timeout: Annotated[Seconds, Field(gt=0)] = 120.0
     tls_certificate: File | None = None
     tls_key: File | None = None
@@ -176,6 +177,7 @@ class Upstream(Section):
     account: Annotated[tuple[Account, ...], Field(strict=False)] = ()
     tag_ttl: Seconds = 60.0
     longest_tag_ttl: Seconds = 3600.0
+    sealed: bool = False
     freeze: Patterns = ()
     as_of: Moment | None = None
     rate_reserve: float = Field(default=0.1, ge=0, le=1)

@@ -116,6 +116,9 @@ class Metrics:
             "entrepot_upstream_answers", "Answers of upstream by status, or the error in place of one",
             ["upstream", "method", "status"], registry=registry,
         )  # fmt: skip
+        self.sealed_misses = Counter(
+            "entrepot_sealed_misses", "What was wanted of a sealed upstream", ["upstream"], registry=registry
+        )
         self.rate_limit = Gauge(
             "entrepot_upstream_ratelimit", "Pulls that upstream allows an account in a window",
             ["upstream", "account"], registry=registry, multiprocess_mode="mostrecent",

@@ -66,7 +66,8 @@ class Upstream:
         """`memory`: what all upstreams' downloads may hold of blobs that come by several connections."""
         self.registry = settings.registry
         self.as_of = settings.as_of
-        self._frozen = settings.freeze
+        self.is_sealed = settings.sealed
+        self._frozen = ("*",) if settings.sealed else settings.freeze
         self._tag_ttl = settings.tag_ttl
         self._longest_tag_ttl = max(settings.tag_ttl, settings.longest_tag_ttl)
         self.egress = Egress(settings)
@@ -78,7 +79,12 @@ class Upstream:
             log,
         )
         self._exchange = Exchange(
-            self.registry, self.egress, self._accounts, metrics, max_requests=settings.max_requests
+            self.registry,
+            self.egress,
+            self._accounts,
+            metrics,
+            max_requests=settings.max_requests,
+            missed=self._missed if settings.sealed else None,
         )
         self._pace = Pace(settings.connections_per_blob)
         self._memory = memory
@@ -89,6 +95,7 @@ class Upstream:
         )
         self._stall_timeout = settings.stall_timeout
         self._log = log
+        self._metrics = metrics
         self._count_bytes = metrics.upstream_bytes.labels(self.registry).inc
 
     async def __aenter__(self) -> Self:
@@ -100,6 +107,12 @@ class Upstream:
     ) -> None:
         await self._exchange.aclose()
         await self.egress.__aexit__(kind, error, trace)
+
+    def _missed(self, ask: Ask) -> None:
+        """A sealed upstream is asked nothing: what was wanted of it is said, so that it can be brought in."""
+        wanted = ask.url.raw_path.partition(f"/v2/{ask.repository.name}/")[2]
+        self._log.warning("sealed", upstream=self.registry, repository=ask.repository.name, missed=wanted)
+        self._metrics.sealed_misses.labels(self.registry).inc()
 
     async def tick(self) -> None:
         """What is done every few seconds, and not per request."""

@@ -28,6 +28,7 @@ workers = 4
 lb_delay = "1s"
 drain_timeout = "2m30s"
 client_stall_timeout = "1m"
+sealed = false
 tls_certificate = "/tls/tls.crt"
 tls_key = "/tls/tls.key"
 
@@ -189,6 +190,12 @@ def test_every_key_can_be_set(tmp_path: Path) -> None:
 )
 def test_a_time_is_written_as_toml_or_people_do(tmp_path: Path, written: str, meant: float) -> None:
     assert loaded(tmp_path, f"{ONE}as_of = {written}").upstream[0].as_of == meant
+
+
+def test_a_sealed_server_has_sealed_upstreams_only(tmp_path: Path) -> None:
+    assert [one.sealed for one in loaded(tmp_path, f"[server]\nsealed = true\n{ONE}").upstream] == [True]
+    assert [one.sealed for one in loaded(tmp_path, f"{ONE}sealed = true").upstream] == [True]
+    assert [one.sealed for one in loaded(tmp_path, ONE).upstream] == [False]
 
 
 def test_accounts_keep_their_order_and_have_a_name_each(tmp_path: Path) -> None:
