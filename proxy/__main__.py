@@ -1,22 +1,17 @@
 """The command line: serve, check, demo."""
 
-import asyncio
 import socket
 import sys
-from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
 
 import click
-import uvloop
 from rich.console import Console
 
 from proxy import __version__, check, demo, trial
 from proxy.app import Signals, bind, serve
-from proxy.commands import images, tags
-from proxy.commands.loading import EXIT_CONFIG, config_option, load, refuse
-from proxy.config import Config, ConfigError
-from proxy.files import UnsafeDirectory
+from proxy.commands import images, tags, warm
+from proxy.commands.loading import EXIT_CONFIG, config_option, guarded, load
+from proxy.config import Config
 from proxy.supervisor import Supervisor, watch_parent
 from proxy.telemetry import set_up_logging
 
@@ -48,7 +43,7 @@ def serve_command(path: Path | None, worker_socket: int | None) -> None:
     What is being sent is finished first, up to server.drain_timeout. A second signal stops at once.
     """
     settings = load(path)
-    _guarded(lambda: _serve(settings, path, worker_socket))
+    guarded(lambda: _serve(settings, path, worker_socket))
 
 
 @main.command("check")
@@ -65,7 +60,7 @@ def check_command(path: Path | None, offline: bool) -> None:
     if not check.report(settings, console):
         sys.exit(EXIT_CONFIG)
     if not offline:
-        _guarded(lambda: _try(settings, console))
+        guarded(lambda: _try(settings, console))
 
 
 async def _try(settings: Config, console: Console) -> None:
@@ -84,20 +79,7 @@ def demo_command(clients: int, layers: int, size: int) -> None:
     image cold, warm, by many clients at once and with the registry stopped; prints what that took. Nothing is kept.
     """
     console = Console()
-    _guarded(lambda: demo.run(demo.Plan(clients, layers, size * 1024 * 1024), console))
-
-
-def _guarded(start: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run on uvloop; what an operator can mend is said in a line, not in a traceback."""
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(start())
-    except (ConfigError, UnsafeDirectory) as error:
-        refuse(error)
-    except OSError as error:
-        refuse(ConfigError([f"store.path: {error.filename or ''} cannot be used ({error.strerror})"]))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    guarded(lambda: demo.run(demo.Plan(clients, layers, size * 1024 * 1024), console))
 
 
 async def _serve(settings: Config, path: Path | None, worker_socket: int | None) -> None:
@@ -116,7 +98,7 @@ async def _serve(settings: Config, path: Path | None, worker_socket: int | None)
     await Supervisor(settings, log, sock, command).run(admin, signals)
 
 
-for command in (*images.COMMANDS, *tags.COMMANDS):
+for command in (*images.COMMANDS, *tags.COMMANDS, *warm.COMMANDS):
     main.add_command(command)
 
 if __name__ == "__main__":

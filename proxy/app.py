@@ -31,7 +31,7 @@ from proxy.manifests import Manifests
 from proxy.parts import Memory
 from proxy.permissions import Permissions, Sizes
 from proxy.prefetch import Prefetch
-from proxy.stores.base import LimitStore
+from proxy.stores.base import LimitStore, RepositoryStore
 from proxy.stores.disk import CHANGES, CHANGES_LIMIT, DiskBlobs, DiskRepositories, open_tree, spool_key
 from proxy.stores.limits import DiskLimits
 from proxy.telemetry import Logger, Metrics
@@ -57,6 +57,7 @@ class App:
     handlers: Handlers
     manifests: Manifests
     blobs: Blobs
+    repositories: RepositoryStore
     metrics: Metrics
     limits: LimitStore
     desk: Desk
@@ -113,7 +114,7 @@ async def build(config: Config, log: Logger, metrics: Metrics) -> AsyncIterator[
             upstreams=tuple(upstreams.values()), metrics=metrics, log=log,
         )  # fmt: skip
         desk = Desk(config, tree)
-        yield App(handlers, manifests, blobs, metrics, limits, desk, housekeeping)
+        yield App(handlers, manifests, blobs, repositories, metrics, limits, desk, housekeeping)
 
 
 def _evicted(gone: Evicted, log: Logger, metrics: Metrics) -> None:

@@ -40,6 +40,9 @@ class Blob(Protocol):
     def read(self, span: Span | None) -> AsyncGenerator[bytes]:
         """The bytes of `span`, or all; raises OciError, OSError where the honest thing is to stop short."""
 
+    def arriving(self) -> AsyncGenerator[int]:
+        """How many of its bytes the cache has, as they come, until it has them all. Raises OciError if it will not."""
+
     def close(self) -> None: ...
 
 
@@ -66,6 +69,9 @@ class StoredBlob:
                 raise OciError(Problem.OVERLOADED, "the file has become shorter than it was")
             offset += len(data)
             yield data
+
+    async def arriving(self) -> AsyncGenerator[int]:
+        yield self.size
 
     def close(self) -> None:
         self._handle.close()
@@ -100,6 +106,16 @@ class ComingBlob:
                     offset += len(data)
                     yield data
         if stop is not None and offset < stop:
+            raise self._spool.error or OciError(Problem.UPSTREAM_UNREACHABLE, "the blob broke off")
+
+    async def arriving(self) -> AsyncGenerator[int]:
+        there = 0
+        while (readable := await self._spool.beyond(there)) > there:
+            there = readable
+            yield there
+        if self._spool.end is End.UNCACHED:
+            raise OciError(Problem.OVERLOADED, "the cache has no room for it, or its disk takes no more")
+        if self._spool.end is not End.VERIFIED:
             raise self._spool.error or OciError(Problem.UPSTREAM_UNREACHABLE, "the blob broke off")
 
     def close(self) -> None:

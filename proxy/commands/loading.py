@@ -1,14 +1,18 @@
 """What every command has: the configuration, and one line for what is wrong with it."""
 
+import asyncio
 import os
 import sys
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
+import uvloop
 
 from proxy import config
 from proxy.config import Config, ConfigError
+from proxy.files import UnsafeDirectory
 
 EXIT_CONFIG = 2
 
@@ -32,3 +36,16 @@ def refuse(error: Exception | str, code: int = EXIT_CONFIG) -> NoReturn:
     for line in str(error).splitlines():
         click.echo(f"entrepot: {line}", err=True)
     sys.exit(code)
+
+
+def guarded(start: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run on uvloop; what an operator can mend is said in a line, not in a traceback."""
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(start())
+    except (ConfigError, UnsafeDirectory) as error:
+        refuse(error)
+    except OSError as error:
+        refuse(ConfigError([f"store.path: {error.filename or ''} cannot be used ({error.strerror})"]))
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,156 @@
+"""`entrepot warm`: images brought in before anybody asks for them."""
+
+import asyncio
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+from prometheus_client import CollectorRegistry
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
+
+from proxy.app import App, build
+from proxy.commands.images import EXIT_NOT_CACHED, json_option
+from proxy.commands.loading import config_option, guarded, load, refuse
+from proxy.config import Config
+from proxy.inventory import size
+from proxy.oci.errors import OciError
+from proxy.oci.platform import Platform
+from proxy.oci.reference import Reference, Repository
+from proxy.routing import image as resolve
+from proxy.stores.base import Pin
+from proxy.telemetry import Metrics, quiet
+from proxy.values import duration
+from proxy.warming import Report, Warmed, Warming, here
+
+IMAGES_AT_ONCE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is to be warmed, and for how long it is to stay (seconds; None: as any other)."""
+
+    images: Sequence[tuple[str, Repository, Reference]]
+    platforms: Sequence[Platform]
+    keep: float | None
+
+
+@click.command("warm")
+@config_option
+@json_option
+@click.option("-f", "--file", "file", type=click.File(encoding="utf-8"), help="Images, one a line; # for comments.")
+@click.option("--platform", "platforms", multiple=True, metavar="OS/ARCH", help='Of an index; "all" for all of them.')
+@click.option("--keep", metavar="DURATION", help="Pin the images for so long, such as 30d.")
+@click.argument("images", nargs=-1, metavar="[IMAGE]...")
+def warm_command(
+    path: Path | None, as_json: bool, file: Any, platforms: tuple[str, ...], keep: str | None, images: tuple[str, ...]
+) -> None:
+    """Bring images in before anybody asks for them.
+
+    Of an index, the platform of this machine, or those that are named. What is there already is not fetched again, and
+    what was broken off goes on where it was, so that it can simply be run again; beside a running server too. Exit
+    status 1 if something could not be had.
+    """
+    config = load(path)
+    order = Order(_images(config, [*images, *_lines(file)]), _platforms(platforms), _seconds(keep))
+    results: dict[str, Warmed | str] = {}
+    guarded(lambda: _warm(config, order, results))
+    told = [_told(name, results[name]) for name, _, _ in order.images]
+    if as_json:
+        click.echo(json.dumps(told, indent=2))
+    else:
+        for one in told:
+            failures = "".join(f"\n  {failure}" for failure in one["failures"])
+            click.echo(f"{one['image']}: {one['blobs']} blobs, {size(one['size'])}{failures}")
+    if any(one["failures"] for one in told):
+        raise SystemExit(EXIT_NOT_CACHED)
+
+
+def _lines(file: Any) -> list[str]:
+    lines = [] if file is None else [line.partition("#")[0].strip() for line in file]
+    return [line for line in lines if line]
+
+
+def _images(config: Config, names: Sequence[str]) -> list[tuple[str, Repository, Reference]]:
+    if not names:
+        raise click.UsageError("Name images, or a file of them with -f.")
+    found = []
+    for name in dict.fromkeys(names):
+        try:
+            found.append((name, *resolve(config.routes, name)))
+        except OciError as error:
+            refuse(f"{name}: {error.message}")
+    return found
+
+
+def _platforms(texts: Sequence[str]) -> list[Platform]:
+    if "all" in texts:
+        return []
+    try:
+        return [Platform.parse(text) for text in texts] or [here()]
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--platform") from None
+
+
+def _seconds(keep: str | None) -> float | None:
+    try:
+        return None if keep is None else duration(keep)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--keep") from None
+
+
+async def _warm(config: Config, order: Order, results: dict[str, Warmed | str]) -> None:
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        async with build(config, quiet(), Metrics(CollectorRegistry())) as app:
+            turns = asyncio.Semaphore(IMAGES_AT_ONCE)
+            warming = Warming(app.manifests, app.blobs, order.platforms)
+
+            async def one(name: str, repository: Repository, reference: Reference) -> None:
+                async with turns:
+                    report = _report(progress, progress.add_task(name, total=None))
+                    results[name] = await _one(app, warming, order, (repository, reference), report)
+
+            async with asyncio.TaskGroup() as group:
+                for image in order.images:
+                    group.create_task(one(*image))
+
+
+async def _one(
+    app: App, warming: Warming, order: Order, image: tuple[Repository, Reference], report: Report
+) -> Warmed | str:
+    try:
+        if order.keep is not None:  # first, so that nothing of it goes while the rest comes
+            await app.repositories.put_pin(*image, Pin(time.time(), time.time() + order.keep))
+        return await warming.bring(*image, report)
+    except OciError as error:
+        return error.message
+    except OSError as error:
+        return f"the cache's disk fails ({error.strerror})"
+
+
+def _report(progress: Progress, task: TaskID) -> Report:
+    return Report(
+        found=lambda count: progress.update(task, total=count),
+        arrived=lambda count: progress.advance(task, count),
+    )
+
+
+def _told(name: str, result: Warmed | str) -> dict[str, Any]:
+    if isinstance(result, str):
+        return {"image": name, "digest": None, "blobs": 0, "size": 0, "failures": [result]}
+    return {
+        "image": name,
+        "digest": str(result.digest),
+        "blobs": len(result.blobs),
+        "size": sum(result.blobs.values()),
+        "failures": result.failures,
+    }
+
+
+COMMANDS = (warm_command,)

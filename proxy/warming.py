@@ -1,0 +1,135 @@
+"""Bringing images in before anybody asks for them: manifests, and every blob of the platforms that are wanted."""
+
+import asyncio
+import platform as machine
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
+
+from proxy.blobs import Blobs
+from proxy.manifests import Manifests
+from proxy.oci.digest import Digest
+from proxy.oci.errors import OciError, Problem
+from proxy.oci.manifest import INDEXES, Manifest
+from proxy.oci.platform import Platform, of_index
+from proxy.oci.reference import Reference, Repository
+
+AT_ONCE = 4  # blobs; each may take several connections, and clients want some as well
+TRIES = 3
+LONGEST_WAIT = 60.0  # seconds that a limit or an outage is waited out before the next try
+FIRST_WAIT = 1.0
+MOST_NESTED = 2  # indexes within an index
+_FOREIGN = ("foreign", "nondistributable")  # layers that are elsewhere, by their manifest's word: never followed
+T = TypeVar("T")
+
+_MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
+
+
+def here() -> Platform:
+    """The platform of this machine, as images call it."""
+    return Platform("linux", _MACHINES.get(machine.machine(), machine.machine()))
+
+
+@dataclass(slots=True)
+class Warmed:
+    """What became of an image: its digest, its blobs with their sizes in bytes, and what could not be had of it."""
+
+    digest: Digest
+    blobs: dict[Digest, int] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Whom to tell how it goes on, in bytes: `found` is how many there are, `arrived` how many more are here."""
+
+    found: Callable[[int], None]
+    arrived: Callable[[int], None]
+
+
+class Warming:
+    """Brings images in. `platforms`: which of an index, all of them if there are none."""
+
+    def __init__(self, manifests: Manifests, blobs: Blobs, platforms: Sequence[Platform]) -> None:
+        self._manifests = manifests
+        self._blobs = blobs
+        self._platforms = platforms
+        self._turns = asyncio.Semaphore(AT_ONCE)
+
+    async def bring(self, repository: Repository, reference: Reference, report: Report) -> Warmed:
+        """Bring one image in; what was begun before is gone on with. Raises OciError if there is no such image."""
+        served = await _patiently(partial(self._manifests.get, repository, reference))
+        root, warmed = served.manifest, Warmed(served.manifest.digest)
+        if served.warning is not None:
+            warmed.failures.append(served.warning)
+        for manifest in await self._parts(repository, root, warmed, MOST_NESTED):
+            for descriptor in manifest.descriptors:
+                if not any(word in descriptor.media_type for word in _FOREIGN):
+                    warmed.blobs.setdefault(descriptor.digest, descriptor.size)
+        report.found(sum(warmed.blobs.values()))
+        async with asyncio.TaskGroup() as group:
+            for digest in warmed.blobs:
+                group.create_task(self._blob(repository, digest, warmed, report))
+        return warmed
+
+    async def _manifest(self, repository: Repository, reference: Reference) -> Manifest:
+        return (await self._manifests.get(repository, reference)).manifest
+
+    async def _parts(self, repository: Repository, root: Manifest, warmed: Warmed, depth: int) -> list[Manifest]:
+        """The manifests of the platforms that are wanted; what else an index holds comes with all of them only."""
+        if root.media_type not in INDEXES or not depth:
+            return [root]
+        parts: list[Manifest] = []
+        wanted = [digest for digest, platform in of_index(root.body) if self._is_wanted(platform)]
+        if not wanted:
+            warmed.failures.append(f"it has nothing for {', '.join(map(str, self._platforms)) or 'any platform'}")
+        for digest in wanted:
+            try:
+                part = await _patiently(partial(self._manifest, repository, digest))
+            except OciError as error:
+                warmed.failures.append(f"{digest}: {error.message}")
+                continue
+            parts += await self._parts(repository, part, warmed, depth - 1)
+        return parts
+
+    def _is_wanted(self, platform: Platform | None) -> bool:
+        if not self._platforms:
+            return True
+        return platform is not None and any(one.covers(platform) for one in self._platforms)
+
+    async def _blob(self, repository: Repository, digest: Digest, warmed: Warmed, report: Report) -> None:
+        seen = 0
+
+        async def arrive() -> None:
+            nonlocal seen
+            blob = await self._blobs.open(repository, digest)
+            try:
+                async for there in blob.arriving():
+                    report.arrived(max(0, there - seen))
+                    seen = max(seen, there)
+            finally:
+                blob.close()
+
+        async with self._turns:
+            try:
+                await _patiently(arrive)
+            except OciError as error:
+                warmed.failures.append(f"{digest}: {error.message}")
+            except OSError as error:
+                warmed.failures.append(f"{digest}: the disk fails ({error.strerror})")
+
+
+async def _patiently(work: Callable[[], Awaitable[T]]) -> T:
+    """Do it, and once more after what may be over soon: an outage, a limit, or a cache that is busy."""
+    for number in range(TRIES - 1):
+        try:
+            return await work()
+        except OciError as error:
+            if not error.problem.is_outage or error.problem is Problem.UPSTREAM_INVALID:
+                raise
+            wait = FIRST_WAIT * 2**number if error.retry_after is None else error.retry_after
+            if wait > LONGEST_WAIT:
+                raise
+            await asyncio.sleep(wait)
+    return await work()
