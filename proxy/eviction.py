@@ -137,15 +137,16 @@ class Space:
         if not self._max_size and not self._min_free:
             return False
         reserved = self._reserved()
-        return (bool(self._max_size) and total + reserved + wanted > self._max_size) or self._lacking(
-            reserved, wanted
-        ) > 0
+        is_over_quota = bool(self._max_size) and total + reserved + wanted > self._max_size
+        return is_over_quota or self._lacking(reserved, wanted) > 0
 
     def _lacking(self, reserved: int, wanted: int) -> int:
         """The bytes that are too few on the disk, once what is reserved has been written as well."""
         if not self._min_free:
             return 0
         disk = self._tree.disk()
+        if disk.free - reserved - wanted >= self._min_free:
+            return 0  # however much of what is reserved has been written by now
         written = sum(_taken(one) for one in self._tree.scan("spool") if not self._tree.is_free(one.key))
         floor = min(self._min_free, disk.size // LARGEST_FLOOR)
         return floor - (disk.free - max(0, reserved - written) - wanted)

@@ -204,7 +204,7 @@ def usage(catalog: Catalog, tree: Tree) -> dict[str, Any]:
     for image in catalog.images():
         blobs[str(image.repository)].update(image.stored)
     users = Counter(digest for stored in blobs.values() for digest in stored)
-    stored, needed = sum(catalog.blobs.values()), sum(catalog.blobs[digest] for digest in users)
+    stored, needed = sum(catalog.blobs.values()), sum(catalog.blobs.get(digest, 0) for digest in users)
     spools = sum(entry.size for entry in tree.scan("spool"))
     return {
         "repositories": [

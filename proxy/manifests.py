@@ -31,6 +31,7 @@ POSTPONEMENT = 1.0  # seconds before a tag is revalidated again after upstream f
 SLOW_POSTPONEMENT = 6.0  # seconds, where the failure was silence: each pull that finds out anew waits seconds for it
 LONGEST_POSTPONEMENT = 60.0
 JUST_NOW = 1.0  # seconds for which upstream's word counts even for who wants it anew: nobody is to make a storm of that
+MOST_PARTS = 256  # of a manifest that are counted as used with it; layers of a real image are half as many
 MOST_NESTED = 2  # indexes within an index whose parts are counted as used
 
 
@@ -125,7 +126,7 @@ class Manifests:
 
     async def _note_use(self, repository: Repository, digest: Digest, depth: int) -> None:
         found = await self._cached(repository, digest)
-        for descriptor in () if found is None else found.descriptors:
+        for descriptor in () if found is None else found.descriptors[:MOST_PARTS]:
             self._blobs.used(descriptor.digest)
             if found is not None and found.media_type in INDEXES and depth:
                 await self._note_use(repository, descriptor.digest, depth - 1)
@@ -268,17 +269,18 @@ class Manifests:
         self._log.warning("deleted upstream", repository=str(repository), tag=str(tag), digest=str(digest), kept=True)
 
     async def _keep_tag(self, repository: Repository, tag: Tag, digest: Digest) -> None:
-        known = await self._repositories.tag(repository, tag)
-        if known is not None and known.is_frozen:
-            return  # while upstream was being asked
         record = TagRecord(digest, time.time())
-        self._tags[repository, tag] = record
         self._postponed.pop((repository, tag), None)
         try:
+            known = await self._repositories.tag(repository, tag)
+            if known is not None and known.is_frozen:
+                return  # while upstream was being asked
+            self._tags[repository, tag] = record
             await self._repositories.put_tag(repository, tag, record)
             if known is None or known.digest != digest:
                 await self._note_move(repository, tag, Move(record.checked, digest))
         except OSError as error:
+            self._tags[repository, tag] = record
             self._log.error("tag not recorded", repository=str(repository), tag=str(tag), reason=error.strerror)
 
     async def _note_move(self, repository: Repository, tag: Tag, move: Move) -> None:
