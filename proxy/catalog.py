@@ -12,7 +12,7 @@ from functools import cached_property
 from proxy.files import Tree
 from proxy.oci import manifest
 from proxy.oci.digest import Digest
-from proxy.oci.history import Move
+from proxy.oci.history import END, Move
 from proxy.oci.manifest import INDEXES, Manifest, ManifestInvalid
 from proxy.oci.platform import Platform, of_config, of_index
 from proxy.oci.reference import Repository, Tag
@@ -227,7 +227,7 @@ def _add(contents: Contents, record: disk.Record, body: bytes, used: float) -> N
     if record.kind == "tag" and isinstance(name, Tag) and (tag := disk.parse_tag(parsed)) is not None:
         contents.tags[name] = tag
     elif record.kind == "link" and isinstance(name, Digest) and (link := disk.parse_link(parsed)) is not None:
-        contents.links[name], contents.pulled[name] = link, used
+        contents.links[name], contents.pulled[name] = link, used if 0 <= used < END else 0.0
     elif record.kind == "history" and isinstance(name, Tag):
         contents.histories[name] = disk.parse_history(parsed)
     elif record.kind == "pin" and (pin := disk.parse_pin(parsed)) is not None:

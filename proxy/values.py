@@ -9,6 +9,8 @@ from typing import Annotated
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from yarl import URL
 
+from proxy.oci.history import END
+
 _DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?(?:(\d+)ms)?")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) *([kKMGT]i?B|B)?")
 _UNITS = {"B": 1} | {
@@ -19,6 +21,9 @@ _UNITS = {"B": 1} | {
 _HOST = re.compile(r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?(?::\d{1,5})?|\[[0-9a-f:.]+\](?::\d{1,5})?")
 _PATTERN = re.compile(r"[a-z0-9._/*-]{1,255}")
 _LABEL = re.compile(r"[\w.@$+-]{1,64}", re.ASCII)
+
+
+LONGEST = 100 * 365.25 * 86400  # seconds
 
 
 def _seconds(value: object) -> object:
@@ -32,8 +37,11 @@ def _seconds(value: object) -> object:
 
 
 def duration(text: str) -> float:
-    """Seconds of a duration as people write it: "30d", "1h30m". Raises ValueError."""
-    return float(str(_seconds(text)))
+    """Seconds of a duration as people write it, a hundred years at most: "30d", "1h30m". Raises ValueError."""
+    seconds = float(str(_seconds(text)))
+    if not 0 <= seconds <= LONGEST:
+        raise ValueError(f"{text!r} is longer than anything lasts: write at most {LONGEST / 86400:.0f}d")
+    return seconds
 
 
 def _bytes(value: object) -> object:
@@ -88,9 +96,12 @@ def moment(text: str) -> float:
     """
     try:
         written = datetime.fromisoformat(text.strip())
-        return (written if written.tzinfo else written.replace(tzinfo=UTC)).timestamp()
+        seconds = (written if written.tzinfo else written.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError):
-        raise ValueError(f'{text!r} is no time: write "2026-11-01" or "2026-11-01T12:00:00Z"') from None
+        seconds = -1.0
+    if not 0 <= seconds < END:
+        raise ValueError(f'{text!r} is no time: write "2026-11-01" or "2026-11-01T12:00:00Z"')
+    return seconds
 
 
 def _moment(value: object) -> object:

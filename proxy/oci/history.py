@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from proxy.oci.digest import Digest
 
+END = 253402300800.0  # unix seconds of the year 10000: no time that was meant
 LONGEST = 500  # moves that are kept of a tag; the oldest are forgotten
 
 

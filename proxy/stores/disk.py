@@ -24,7 +24,7 @@ from cachetools import LRUCache
 from proxy.files import Handle, Tree
 from proxy.oci.digest import Digest
 from proxy.oci.errors import OciError
-from proxy.oci.history import Move
+from proxy.oci.history import END, Move
 from proxy.oci.reference import Repository, Tag
 from proxy.stores.base import Link, Pin, TagRecord
 
@@ -299,7 +299,7 @@ def _read_now(tree: Tree, key: str) -> Mapping[str, Any] | None:
 
 
 def _is_moment(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < END
 
 
 def parse_tag(record: Mapping[str, Any]) -> TagRecord | None:

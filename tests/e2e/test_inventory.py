@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +172,8 @@ async def test_a_pin_is_seen_until_it_is_taken_away_or_has_run_out(upstream: Fak
         assert (await listed(store))[0]["pinned"]["until"] is not None
         await entrepot(store, "pin", "--for", "0s", f"app@{image.digest}")
         assert (await listed(store))[0]["pinned"] is None
-        assert "no duration" in (await entrepot(store, "pin", "--for", "soon", "app:v1", code=2)).stderr
+        for span in ("soon", "99999999999999999999d"):
+            assert "--for" in (await entrepot(store, "pin", "--for", span, "app:v1", code=2)).stderr
 
 
 async def test_a_damaged_record_hides_nothing_but_itself(upstream: FakeRegistry, store: Path) -> None:
@@ -183,6 +185,24 @@ async def test_a_damaged_record_hides_nothing_but_itself(upstream: FakeRegistry,
         proxy.blob_path(images[0].digest).chmod(0o600)
         found = await listed(store)
         assert sorted([tag["tag"] for tag in image["tags"]] for image in found) == [[], ["v1"]]
+
+
+async def test_times_that_nobody_meant_keep_nothing_from_being_told(upstream: FakeRegistry, store: Path) -> None:
+    image = upstream.add_image(REPO, "v1", [b"layer"])
+    async with running(toml(upstream.url), store) as proxy:
+        await pull(proxy, image)
+        repository = store / "repositories/docker.io" / REPO
+        link = repository / "_links" / image.digest.replace(":", "/")
+        link.write_text(link.read_text().replace('"cached":', '"cached":1e300,"was":'))
+        os.utime(link, (2**40, 2**40))
+        pin = store / "pins/docker.io" / REPO / "_tags/v1"
+        pin.parent.mkdir(parents=True, mode=0o700)
+        for text in ('{"since": 0, "until": 1e300}', '{"since": NaN, "until": null}', '{"since": true, "until": 1}'):
+            pin.write_text(text)
+            (found,) = await listed(store)
+            assert (found["cached"], found["pinned"]) == (None, None)
+            for command in (["ls"], ["show", "app:v1"], ["moves"]):
+                await entrepot(store, *command)
 
 
 async def test_pulls_are_recorded_for_each_image_and_outlive_a_restart(

@@ -59,8 +59,9 @@ async def test_a_tag_is_what_it_was_at_a_time_by_header_or_query(
         assert (early.status, b"first seen at 2023-11-14" in early.body) == (404, True)
         never = await proxy.get(f"/v2/{REPO}/manifests/v9", {"Entrepot-As-Of": "2026-01-01"})
         assert (never.status, b"never pulled" in never.body) == (404, True)
-        wrong = await proxy.get(TAG, {"Entrepot-As-Of": "yesterday"})
-        assert (wrong.status, b"2026-11-01" in wrong.body) == (400, True)
+        for text in ("yesterday", "", "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "1e9", "1969-12-31"):
+            wrong = await proxy.get(TAG, {"Entrepot-As-Of": text})
+            assert (wrong.status, b"2026-11-01" in wrong.body) == (400, True), text
 
 
 async def test_what_a_tag_was_is_fetched_again_by_digest_if_it_has_gone(
