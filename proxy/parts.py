@@ -92,6 +92,8 @@ class _Part:
             try:
                 await self._transfer()
             except Interrupted:
+                if not self.left:
+                    return  # every byte has come, whatever is wrong with how the body ended
                 if number == TRIES:
                     raise
                 await asyncio.sleep(pause(number, secrets.SystemRandom().random()))
@@ -183,11 +185,12 @@ class PartedStream:
         if self._next is not None:
             self._next.cancel()
             pending.append(self._next)
-        await asyncio.gather(*pending, return_exceptions=True)
-        if self._next is not None and not self._next.cancelled() and self._next.exception() is None:
-            await self._next.result().connection.aclose()
-        if self._lead is not None:
-            await self._lead.connection.aclose()
+        async with contextlib.AsyncExitStack() as last:  # even if whoever waits for the rest is cancelled
+            if self._lead is not None:
+                last.push_async_callback(self._lead.connection.aclose)
+            await asyncio.gather(*pending, return_exceptions=True)
+            if self._next is not None and not self._next.cancelled() and self._next.exception() is None:
+                await self._next.result().connection.aclose()
 
     async def read(self) -> bytes:
         """Whatever has come since, at least a byte; empty at the end. Raises Interrupted, OciError."""
@@ -209,19 +212,28 @@ class PartedStream:
                 return data
 
     async def _from_lead(self, lead: Lead) -> bytes:
-        first = self._parts[0] if self._parts else None
-        if first is not None and first.is_answered and self._position >= first.start:
-            first.skip(self._position - first.start)
-            self._lead = None
-            await lead.connection.aclose()
-            return b""
+        if self._is_at_a_part(self._position):
+            return await self._hand_over(lead, b"")
         data = await lead.stream.read()
         self._means.pace.received(len(data), time.monotonic())
         if not data and self._position < self.total:
             raise Interrupted("the body ended early")
-        if first is not None and first.is_answered and self._position < first.start:
-            data = data[: first.start - self._position]
+        if self._is_at_a_part(self._position + len(data)):
+            return await self._hand_over(lead, data)
         return data
+
+    def _is_at_a_part(self, offset: int) -> bool:
+        """Whether the first part goes on from there: it has been answered, and has not failed meanwhile."""
+        first = self._parts[0] if self._parts else None
+        return first is not None and first.is_answered and first.error is None and first.start <= offset
+
+    async def _hand_over(self, lead: Lead, data: bytes) -> bytes:
+        """What of `data` comes before the first part. What is cut off cannot be had of the lead again: it ends here."""
+        first = self._parts[0]
+        first.skip(max(0, self._position - first.start))
+        self._lead = None
+        await lead.connection.aclose()
+        return data[: max(0, first.start - self._position)]
 
     # What is on its way
 

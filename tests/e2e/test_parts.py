@@ -6,7 +6,7 @@ import math
 import os
 from pathlib import Path
 
-from .harness import Proxy, running, toml
+from .harness import Proxy, running, toml, until
 from .upstream import FakeRegistry, Storage, digest_of
 from .upstream.wire import Request
 
@@ -167,3 +167,25 @@ async def test_a_client_that_leaves_and_an_end_of_the_process_leave_nothing_behi
     assert memory(proxy) == before
     with contextlib.suppress(OSError):
         assert (await pull).ended == "short"
+
+
+async def test_parts_that_are_answered_and_break_off_cost_no_reader_a_byte(upstream: FakeRegistry, store: Path) -> None:
+    digest = upstream.add_blob(REPO, DATA)
+    upstream.on("GET", blob=digest, where=is_part, times=3).truncate(after=1000)
+    upstream.on("GET", blob=digest, where=is_part).status(403)
+    gate = upstream.on("GET", blob=digest, times=1).gate(after=MIB - 1000)
+    async with running(toml(upstream.url), store) as proxy:
+        widen(proxy)
+        whole = asyncio.create_task(proxy.get(f"/v2/{REPO}/blobs/{digest}"))
+        await gate.reached.wait()
+        first = f"bytes={MIB + 1000}-{2 * MIB - 1}"
+        await upstream.until(lambda: any(request.header("Range") == first for request in upstream.requests))
+        await until(lambda: proxy.app.blobs._upstreams["docker.io"]._exchange._downloads._total == 1, "parts failed")
+        span = {"Range": f"bytes={MIB}-{5 * MIB - 1}"}
+        ranged = asyncio.create_task(proxy.get(f"/v2/{REPO}/blobs/{digest}", span))
+        await until(lambda: proxy.app.handlers.active == 2, "the range was asked for")
+        gate.open()
+        got = await ranged
+        assert (got.status, got.ended, got.body == DATA[MIB : 5 * MIB]) == (206, "complete", True)
+        got = await whole
+        assert (got.status, got.ended, got.body == DATA) == (200, "complete", True)
