@@ -66,6 +66,10 @@ class BlobStream:
         """Around waiting for a client: should that take long, others may have the turn, and read() is Interrupted."""
         return contextlib.nullcontext() if self._turn is None else self._turn.rest(self._give_up)
 
+    def keep_turn(self) -> None:
+        """Its turn is not to be lost: upstream sends the whole each time, so that going on would begin anew."""
+        self._turn = None
+
     def _give_up(self) -> None:
         self._broken = Interrupted("the client does not read, and others wait")
         self._response.close()

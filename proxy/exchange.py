@@ -35,7 +35,7 @@ class Lane(enum.Enum):
     """Whose turn it has to be for a question to be asked."""
 
     QUESTION = enum.auto()
-    ASIDE = enum.auto()  # a question that leads to storage: should that be silent, others do not wait behind it
+    ASIDE = enum.auto()  # a question that leads to storage: should that be silent, the others do not wait behind it
     HELD = enum.auto()  # the caller has a turn
 
 
@@ -78,6 +78,7 @@ class Exchange:
         # Questions are short: they do not wait behind downloads.
         questions = max(1, max_requests // 4)
         self._questions, self._downloads = Turns(questions), Turns(max_requests - questions)
+        self._asides = Turns(questions)
         self._careful = CarefulTurns(Ramp())
         self._retries = RetryBudget()
         self._outage = Outage(registry, egress)
@@ -96,14 +97,14 @@ class Exchange:
             with contextlib.closing(response):
                 yield response
 
-    @contextlib.asynccontextmanager
-    async def _turn(self, ask: Ask) -> AsyncIterator[None]:
-        if ask.lane is Lane.HELD:
-            yield
-            return
-        async with self._questions.turn(ask.repository) as turn:
-            with turn.rest(lambda: None) if ask.lane is Lane.ASIDE else contextlib.nullcontext():
-                yield
+    def _turn(self, ask: Ask) -> contextlib.AbstractAsyncContextManager[object]:
+        match ask.lane:
+            case Lane.QUESTION:
+                return self._questions.turn(ask.repository)
+            case Lane.ASIDE:
+                return self._asides.turn(ask.repository)
+            case Lane.HELD:
+                return contextlib.nullcontext()
 
     def downloading(self, repository: Repository) -> contextlib.AbstractAsyncContextManager[Turn]:
         """Hold a turn for a download, for as many requests as it makes one after the other."""

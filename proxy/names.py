@@ -1,13 +1,17 @@
 """Looking up names as the system does, in few threads of one's own: a name server that is silent holds up no others."""
 
 import asyncio
+import errno
 import socket
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-LOOKUPS = 4  # at once; more wait, and whoever has waited for too long gives up
+from proxy import daemon
+
+LOOKUPS = 4  # at once; a thread cannot be stopped, so that one which hangs counts until its name server gives up
+PATIENCE = 10.0  # seconds to wait for one's turn, and for an answer
 
 
 class Names(AbstractResolver):
@@ -18,17 +22,37 @@ class Names(AbstractResolver):
     """
 
     def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(LOOKUPS, thread_name_prefix="names")
+        self._turns = asyncio.Semaphore(LOOKUPS)
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
-        """The addresses of a host. Raises OSError if there are none."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, _look_up, host, port, family)
+        """The addresses of a host. Raises OSError if there are none, or none in time."""
+        # aiohttp shields this from whoever gives up: without an end of its own it would stay in the queue for ever.
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await self._turns.acquire()
+                return await asyncio.shield(self._started(host, port, family))
+        except TimeoutError:
+            raise socket.gaierror(socket.EAI_AGAIN, "no name server answers") from None
+
+    def _started(self, host: str, port: int, family: socket.AddressFamily) -> asyncio.Future[list[ResolveResult]]:
+        """Its turn is held until the thread is done, however long anybody waits for it."""
+        try:
+            found = asyncio.wrap_future(daemon.start(partial(_look_up, host, port, family), "look up"))
+        except RuntimeError as error:
+            self._turns.release()
+            raise OSError(errno.EAGAIN, "no thread can be started") from error
+        found.add_done_callback(self._ended)
+        return found
+
+    def _ended(self, found: asyncio.Future[list[ResolveResult]]) -> None:
+        self._turns.release()
+        if not found.cancelled():
+            found.exception()  # is known by whoever still waits; else it would be logged as nobody's
 
     async def close(self) -> None:
-        """Start no more look-ups; those that are going on are not waited for."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        """Nothing is waited for."""
 
 
 def _look_up(host: str, port: int, family: socket.AddressFamily) -> list[ResolveResult]:

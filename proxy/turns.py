@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Hashable, Iterator
@@ -106,6 +107,7 @@ class Turns:
         if not self._held[key]:
             del self._held[key]
         self._serve()
+        self._watch()
 
     def _forget(self, key: Hashable, turn: asyncio.Future[None]) -> None:
         queue = self._waiting.get(key, deque())
@@ -115,24 +117,36 @@ class Turns:
                 del self._waiting[key]
 
     def _watch(self) -> None:
-        """See to it that what has rested for too long is taken, as long as somebody waits."""
-        if self._alarm is not None or not self._waiting or not self._resting:
-            return
-        since, _ = next(iter(self._resting.values()))
-        wait = max(0.0, since + self._patience - time.monotonic())
-        self._alarm = asyncio.get_running_loop().call_later(wait, self._reclaim)
+        """See to it that turns which have rested for too long are taken, once that lets somebody in."""
+        if self._alarm is None and (moment := self._ripe_at()) is not None:
+            wait = max(0.0, moment - time.monotonic())
+            self._alarm = asyncio.get_running_loop().call_later(wait, self._reclaim)
 
     def _reclaim(self) -> None:
-        """Take the turn that has rested the longest, if it has for long enough."""
+        """Take those that have rested the longest, as many as it takes."""
         self._alarm = None
-        if self._waiting and self._resting:
-            turn, (since, give_up) = next(iter(self._resting.items()))
-            if time.monotonic() - since >= self._patience:
-                del self._resting[turn]
+        moment = self._ripe_at()
+        if moment is not None and moment <= time.monotonic():
+            for turn in list(itertools.islice(self._resting, self._lacking())):
+                _, give_up = self._resting.pop(turn)
                 turn.is_lost = True
                 give_up()
                 self._give_back(turn.key)
         self._watch()
+
+    def _ripe_at(self) -> float | None:
+        """When so many turns will have rested for long enough that somebody could have theirs; None if never."""
+        lacking = self._lacking() if self._waiting else 0
+        moments = [since for since, _ in itertools.islice(self._resting.values(), lacking)]
+        return moments[-1] + self._patience if moments and len(moments) == lacking else None
+
+    def _lacking(self) -> int:
+        """How many turns have to be given back before one of those who wait may have one.
+
+        None, while whoever may have one has stopped waiting in this moment.
+        """
+        most = max(self._shared if self._held[key] else self._most for key in self._waiting)
+        return max(0, self._total + 1 - most)
 
     def _serve(self) -> None:
         """Give what is free to whoever is next: the key that was served goes to the end of the round."""
@@ -142,12 +156,13 @@ class Turns:
     def _next(self) -> asyncio.Future[None] | None:
         for key in [key for key in self._waiting if self._may(key)]:
             queue = self._waiting.pop(key)
-            turn = queue.popleft()
-            if queue:
-                self._waiting[key] = queue  # at the end of the round
-            if not turn.cancelled():
-                self._hold(key)
-                return turn
+            while queue:
+                turn = queue.popleft()
+                if not turn.cancelled():
+                    if queue:
+                        self._waiting[key] = queue  # at the end of the round
+                    self._hold(key)
+                    return turn
         return None
 
 

@@ -286,6 +286,8 @@ class Upstream:
                 raise self._invalid("sent a partial blob without saying which part") from None
             if stream.start not in {0, start}:
                 raise self._invalid("sent another part of a blob than was asked for")
+            if stream.start != start:
+                stream.keep_turn()
             if response.headers.get("Content-Encoding", "identity").lower() != "identity":
                 raise self._invalid("sent an encoded blob, though asked for identity")
             yield stream

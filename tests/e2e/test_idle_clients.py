@@ -66,21 +66,42 @@ async def test_clients_that_read_nothing_of_a_far_range_keep_no_downloads_from_o
             assert (answer.status, answer.ended, len(answer.body)) == (206, "complete", 40 * MIB)
 
 
+async def test_an_upstream_that_ignores_ranges_is_not_asked_for_the_whole_again_and_again(
+    upstream: FakeRegistry, store: Path
+) -> None:
+    bodies = [bytes(24 * MIB) + str(number).encode() for number in range(5)]
+    digests = [upstream.add_blob(REPO, body) for body in bodies]
+    wanted = [upstream.add_blob(REPO, b"%d" % number) for number in range(3)]
+    upstream.on("GET", path_contains="/blobs/").ignore_range()
+    text = toml(upstream.url, more=EIGHT, store='max_size = "1 MiB"')
+    async with running(text, store) as proxy, AsyncExitStack() as stack:
+        clients = [await idle(stack, proxy, f"/v2/{REPO}/blobs/{digest}") for digest in digests]
+        await upstream.seen(5, method="GET", path_contains="/blobs/")
+        for digest in wanted:
+            assert (await proxy.get(f"/v2/{REPO}/blobs/{digest}")).status == 200
+        for client, body in zip(clients, bodies, strict=True):
+            assert (await client.answer()).body == body
+    for digest in digests:  # by the fill, by the client, and once more by a client that had lost its turn
+        assert upstream.count("GET", path_contains=digest) <= 3
+
+
 async def test_questions_that_storage_does_not_answer_keep_no_manifest_waiting(
     upstream: FakeRegistry, store: Path
 ) -> None:
-    images = [upstream.add_image(f"library/a{number}", "v1", [b"%d" % number]) for number in range(20)]
+    images = [upstream.add_image(f"library/a{number}", "v1", [b"%d" % number]) for number in range(100)]
     more = f"{LOOPBACK}max_requests = 8"
+    other = upstream.add_image("library/other", "v1", [b"other"])
     async with FakeRegistry() as storage, running(toml(upstream.url, more=more), store) as proxy:
         gate = storage.on().hang()
         upstream.on(path_contains="/blobs/").redirect(f"{storage.url}/x")
         targets = [f"/v2/{image.repo}/blobs/{image.layer_digests[0]}" for image in images]
         heads = [asyncio.create_task(proxy.head(target)) for target in targets]
         await gate.reached.wait()
-        asked = asyncio.create_task(proxy.get(f"/v2/{images[0].repo}/manifests/v1"))
+        asked = asyncio.create_task(proxy.get(f"/v2/{other.repo}/manifests/v1"))
         answered, _ = await asyncio.wait({asked, *heads}, return_when=asyncio.FIRST_COMPLETED)
         assert answered == {asked}
-        assert asked.result().body == images[0].body
+        assert asked.result().body == other.body
+        assert storage.count() <= 2, "no more at once than there are turns for"
         for head in heads:
             head.cancel()
         await asyncio.gather(*heads, return_exceptions=True)

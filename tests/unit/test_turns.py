@@ -254,3 +254,48 @@ async def test_the_turn_that_has_rested_longest_is_lost_first_and_only_as_many_a
 def is_untouched(turns: Turns) -> bool:
     """Whether every turn has been given back, once."""
     return turns._total == 0 and not turns._held and not turns._resting and not turns.waiting
+
+
+async def test_no_turn_is_taken_that_lets_nobody_in() -> None:
+    turns = Turns(8, patience=0.01)
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(6):
+            await stack.enter_async_context(turns.turn("many"))
+        waiting = asyncio.create_task(stack.enter_async_context(turns.turn("many")))
+        await settle()
+        async with turns.turn("one") as turn:  # of those that are for whoever has none
+            with turn.rest(lambda: None):
+                await asyncio.sleep(0.05)
+            assert not turn.is_lost
+        assert not waiting.done()
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+
+
+async def test_as_many_turns_are_taken_as_it_takes_to_let_somebody_in() -> None:
+    turns = Turns(8, patience=0.01)
+    async with contextlib.AsyncExitStack() as stack:
+        held = [await stack.enter_async_context(turns.turn("many")) for _ in range(6)]
+        others = [await stack.enter_async_context(turns.turn(name)) for name in ("one", "two")]
+        for turn in (*others, *held[:2]):
+            stack.enter_context(turn.rest(lambda: None))
+        async with asyncio.timeout(5), turns.turn("many"):
+            assert [turn.is_lost for turn in (*others, *held)] == [True, True, True, *[False] * 5]
+
+
+async def test_who_stops_waiting_as_a_turn_is_given_back_takes_it_from_nobody() -> None:
+    turns = Turns(4, patience=0.01)
+    async with contextlib.AsyncExitStack() as stack:
+        held = [await stack.enter_async_context(turns.turn("a")) for _ in range(2)]
+        leaving = contextlib.AsyncExitStack()
+        await leaving.enter_async_context(turns.turn("a"))
+        first, second = (asyncio.create_task(stack.enter_async_context(turns.turn("a"))) for _ in range(2))
+        await settle()
+        with held[0].rest(lambda: None):
+            first.cancel()
+            await leaving.aclose()  # in the same moment
+            async with asyncio.timeout(5):
+                await second
+            assert not held[0].is_lost
+        await asyncio.gather(first, return_exceptions=True)
+    assert is_untouched(turns)

@@ -91,3 +91,11 @@ def test_an_answer_that_comes_after_the_end_of_the_loop_is_nobodys(library: Libr
     asyncio.run(leave())
     library.free.set()
     library.threads[0].join(20)  # an exception in it would be a warning, which is an error here
+
+
+async def test_a_library_that_would_end_the_process_is_a_failure_like_any_other() -> None:
+    def ends() -> None:
+        raise SystemExit(3)
+
+    with pytest.raises(CredentialError, match="AWS answered in a way not foreseen"):
+        await Apart("AWS").ask(ends)
