@@ -3,6 +3,7 @@
 import hmac
 import ipaddress
 import json
+import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
@@ -23,6 +24,7 @@ from proxy.oci.ratelimit import Budget, State, as_utc
 from proxy.stores.base import LimitStore
 from proxy.values import duration, moment
 
+_PORT = re.compile(r":[0-9]+\Z")
 MAX_BODY = 64 * 1024  # bytes of a question
 PAGE = """Entrepot, the operator's side.
 
@@ -120,14 +122,14 @@ class Admin:
         token = self._settings.token
         if token is not None:
             said = request.headers.get("Authorization", "").removeprefix("Bearer ")
-            if not hmac.compare_digest(said.encode(), token.get_secret_value().encode()):
+            if not hmac.compare_digest(said.encode("utf-8", "surrogateescape"), token.get_secret_value().encode()):
                 raise Refused(HTTPStatus.UNAUTHORIZED, "say the admin token: Authorization: Bearer ...")
         elif not _is_loopback(self._settings.listen.host):
             raise Refused(
                 HTTPStatus.FORBIDDEN,
                 "admin.listen is no loopback address: set admin.token_env or admin.token_file, and say the token",
             )
-        elif not _is_loopback(request.headers.get("Host", "").rpartition(":")[0]):
+        elif not _is_loopback(_PORT.sub("", request.headers.get("Host", ""))):
             raise Refused(HTTPStatus.FORBIDDEN, "ask by 127.0.0.1 or localhost: other names may be a web page's doing")
 
     # Questions

@@ -6,8 +6,7 @@ import logging
 import signal
 import socket
 import ssl
-import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -26,13 +25,14 @@ from proxy.desk import Desk
 from proxy.eviction import Bounds, Evicted, Space
 from proxy.fill import Means
 from proxy.handlers import Handlers
+from proxy.housekeeping import Housekeeping, sweep
 from proxy.listings import Listings
 from proxy.manifests import Manifests
 from proxy.parts import Memory
 from proxy.permissions import Permissions, Sizes
 from proxy.prefetch import Prefetch
 from proxy.stores.base import LimitStore, RepositoryStore
-from proxy.stores.disk import CHANGES, CHANGES_LIMIT, DiskBlobs, DiskRepositories, open_tree, spool_key
+from proxy.stores.disk import DiskBlobs, DiskRepositories, open_tree, spool_key
 from proxy.stores.limits import DiskLimits
 from proxy.telemetry import Logger, Metrics
 from proxy.upstream import Upstream
@@ -41,11 +41,8 @@ from proxy.values import Listen
 THREADS = 32  # for file calls; the network needs none
 KEEPALIVE = 75.0  # seconds; aiohttp's own default here is an hour
 MAX_LINE = 8190  # bytes of a request line or header
-TICK = 5.0  # seconds between rounds of housekeeping
-SPOOL_LIFE = 24 * 3600.0  # seconds that a broken-off download waits to be resumed
 SIZES_IN_MEMORY = 65536
 PARTS_IN_MEMORY = 64 * 1024 * 1024  # bytes of blobs that come by several connections, until they are written
-SCARCE = 0.9  # of the descriptors in use is worth a warning
 BACKLOG = 1024
 FLUSH = 0.02  # seconds between looks at what connections have yet to send, at the end
 
@@ -61,7 +58,7 @@ class App:
     metrics: Metrics
     limits: LimitStore
     desk: Desk
-    housekeeping: "Housekeeping"
+    housekeeping: Housekeeping
 
 
 @contextlib.asynccontextmanager
@@ -120,82 +117,6 @@ async def build(config: Config, log: Logger, metrics: Metrics) -> AsyncIterator[
 def _evicted(gone: Evicted, log: Logger, metrics: Metrics) -> None:
     metrics.evicted_bytes.inc(gone.size)
     log.info("evicted", blobs=gone.blobs, bytes=gone.size)
-
-
-class Housekeeping:
-    """What is done every few seconds, and not per request."""
-
-    def __init__(  # noqa: PLR0913  the composition root hands over what there is to look after
-        self,
-        *,
-        tree: files.Tree,
-        store: DiskBlobs,
-        repositories: DiskRepositories,
-        space: Space,
-        manifests: Manifests,
-        upstreams: Sequence[Upstream],
-        metrics: Metrics,
-        log: Logger,
-    ) -> None:
-        self._tree = tree
-        self._store = store
-        self._repositories = repositories
-        self._space = space
-        self._manifests = manifests
-        self.upstreams = upstreams
-        self._metrics = metrics
-        self._log = log
-        self._limit = 0
-        self._changes: bytes | None = None
-
-    async def run(self, certificate: Certificate | None = None) -> None:
-        """Go round until cancelled; what fails is logged, and tried again the next time."""
-        before, self._limit = files.raise_descriptor_limit()
-        self._metrics.descriptor_limit.set(self._limit)
-        self._log.debug("descriptor limit", before=before, now=self._limit)
-        swept = time.monotonic()
-        while True:
-            try:
-                if time.monotonic() - swept > SPOOL_LIFE / 24:
-                    swept = time.monotonic()
-                    await files.hop(sweep, self._tree)
-                await self._round(certificate)
-            except Exception:
-                self._log.exception("housekeeping failed; it is tried again")
-            await asyncio.sleep(TICK)
-
-    async def _round(self, certificate: Certificate | None) -> None:
-        await self._manifests.note_uses()
-        await self._store.record_uses()
-        await self._repositories.record_pulls()
-        await self._heed_changes()
-        self._metrics.cache_bytes.set(await self._space.refresh())
-        for upstream in self.upstreams:
-            await upstream.tick()
-        count = await files.count_descriptors()
-        self._metrics.descriptors.set(count)
-        if count > SCARCE * self._limit:
-            self._log.warning("file descriptors are scarce", open=count, limit=self._limit, remedy="raise LimitNOFILE")
-        if certificate is not None:
-            await certificate.refresh(self._log)
-
-    async def _heed_changes(self) -> None:
-        """What an operator has changed is not to be remembered as it was."""
-        changes = await self._tree.read(CHANGES, CHANGES_LIMIT)
-        if changes != self._changes:
-            self._changes = changes
-            self._repositories.forget()
-            self._manifests.forget()
-
-
-def sweep(tree: files.Tree) -> None:
-    """Drop what nobody came back for: broken-off downloads, and small files that a crash left half-written."""
-    # What was written before the machine came up may have lost its last bytes in a power cut.
-    booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
-    for directory in ("spool", "tmp"):
-        for entry in tree.scan(directory):
-            if entry.used < max(time.time() - SPOOL_LIFE, booted):
-                tree.evict(entry.key)
 
 
 def bind(listen: Listen, key: str) -> socket.socket:

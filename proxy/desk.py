@@ -58,13 +58,18 @@ class Desk:
 
     def remove(self, names: Sequence[str], *, dry_run: bool) -> list[Answer]:
         """Take images out, or say what would go."""
-        parsed = [(name, *self._parsed(name)) for name in names]  # nothing goes if one of them is wrong
-        answers = []
+        parsed = [(name, *self._parsed(name)) for name in names]
+        catalog, answers = Catalog(self._tree), []
+        for one in parsed:
+            self._found(catalog, *one)  # nothing goes if one of them is wrong
         for name, repository, reference in parsed:
-            catalog = Catalog(self._tree)  # anew: what the one before shared with this one is this one's now
-            image = self._found(catalog, name, repository, reference)
+            image = catalog.find(repository, reference)
+            if image is None:
+                continue  # it was named twice
             gone = removal.plan(catalog, image, reference if isinstance(reference, Tag) else None)
             freed = gone.size if dry_run else removal.carry_out(self._tree, gone)
+            if not dry_run:
+                catalog = Catalog(self._tree)  # anew: what this one shared with the next is the next one's now
             tags = [str(tag) for tag in gone.tags]
             answers.append({"image": name, "tags": tags, "freed": freed, "whole": gone.is_whole})
         if not dry_run:
@@ -141,15 +146,12 @@ class Desk:
         ask, answers = ask or FrontDoor(self._config.server).ask, []
         for name in names:
             repository, reference = self._parsed(name)
-            before = await asyncio.to_thread(self._known, repository, reference)
+            known = (
+                await DiskRepositories(self._tree).tag(repository, reference) if isinstance(reference, Tag) else None
+            )
             told = await ask(repository, reference)
-            answers.append({"image": name, "before": before, **asdict(told)})
+            answers.append({"image": name, "before": None if known is None else str(known.digest), **asdict(told)})
         return answers
-
-    def _known(self, repository: Repository, reference: Reference) -> str | None:
-        contents = Catalog(self._tree).repositories.get(repository)
-        record = contents.tags.get(reference) if contents is not None and isinstance(reference, Tag) else None
-        return None if record is None else str(record.digest)
 
     def _parsed(self, name: str) -> tuple[Repository, Reference]:
         try:

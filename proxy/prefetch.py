@@ -13,7 +13,6 @@ from proxy.telemetry import Logger
 
 MOST = 128  # blobs of one manifest ...
 MOST_WAITING = 512  # ... and of all, whose download has not begun: clients have places of their own
-_FOREIGN = ("foreign", "nondistributable")  # layers that are elsewhere, by their manifest's word: never followed
 
 
 class Prefetch:
@@ -30,7 +29,7 @@ class Prefetch:
         patterns = self._patterns.get(repository.registry, ())
         if manifest.media_type in INDEXES or not any(fnmatchcase(repository.name, one) for one in patterns):
             return
-        near = [one.digest for one in manifest.descriptors if not any(word in one.media_type for word in _FOREIGN)]
+        near = [one.digest for one in manifest.descriptors if not one.is_elsewhere]
         for digest in list(dict.fromkeys(near))[: min(MOST, MOST_WAITING - len(self._tasks))]:
             task = asyncio.create_task(self._bring(repository, digest))
             self._tasks.add(task)

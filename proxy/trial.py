@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from proxy import sections
 from proxy.accounts import open_account
 from proxy.egress import Egress, asked_for
-from proxy.oci.errors import OciError
+from proxy.oci.errors import OciError, Problem
 from proxy.telemetry import quiet
 
+ANSWERS = frozenset({200, 401, 403, 429})  # of a registry to /v2/, whatever it thinks of us
 LONGEST = 20.0  # seconds for one account
 
 
@@ -46,6 +47,12 @@ async def _log_in(upstream: sections.Upstream, settings: sections.Account, egres
     try:
         with contextlib.closing(await egress.ping()) as response:
             challenges = asked_for(response)
+            if response.status not in ANSWERS:
+                raise OciError(
+                    Problem.UPSTREAM_INVALID,
+                    f"{upstream.registry} answered {response.status} to {upstream.base}/v2/, which is there in every "
+                    "registry: see whether url is right",
+                )
             if response.status != 401:
                 await account.tokens.login(())  # that there is a credential is all that can be seen
                 return

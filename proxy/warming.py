@@ -20,7 +20,6 @@ TRIES = 3
 LONGEST_WAIT = 60.0  # seconds that a limit or an outage is waited out before the next try
 FIRST_WAIT = 1.0
 MOST_NESTED = 2  # indexes within an index
-_FOREIGN = ("foreign", "nondistributable")  # layers that are elsewhere, by their manifest's word: never followed
 T = TypeVar("T")
 
 _MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
@@ -65,7 +64,7 @@ class Warming:
             warmed.failures.append(served.warning)
         for manifest in await self._parts(repository, root, warmed, MOST_NESTED):
             for descriptor in manifest.descriptors:
-                if not any(word in descriptor.media_type for word in _FOREIGN):
+                if not descriptor.is_elsewhere:
                     warmed.blobs.setdefault(descriptor.digest, descriptor.size)
         report.found(sum(warmed.blobs.values()))
         async with asyncio.TaskGroup() as group:

@@ -14,18 +14,17 @@ from rich.table import Table
 from rich.text import Text
 
 from proxy.app import build
-from proxy.commands.loading import config_option, load, refuse
+from proxy.commands.loading import Duration, config_option, load, refuse
 from proxy.commands.remote import Remote, Unanswered
 from proxy.config import Config
 from proxy.desk import Answer, Desk
 from proxy.files import UnsafeDirectory
 from proxy.frontdoor import Closed, Told
-from proxy.inventory import age_of, size
+from proxy.inventory import age, age_of, size
 from proxy.oci.errors import OciError, Problem
 from proxy.oci.reference import Reference, Repository
 from proxy.stores.disk import open_tree
 from proxy.telemetry import Metrics, quiet
-from proxy.values import duration
 
 EXIT_NOT_CACHED = 1
 
@@ -156,22 +155,18 @@ def rm_command(path: Path | None, server: str | None, as_json: bool, dry_run: bo
 @config_option
 @server_option
 @json_option
-@click.option("--for", "span", metavar="DURATION", help="How long, such as 30d or 12h; without it, until unpinned.")
+@click.option("--for", "seconds", type=Duration(), help="How long, such as 30d or 12h; without it, until unpinned.")
 @images_argument
 def pin_command(
-    path: Path | None, server: str | None, as_json: bool, span: str | None, images: tuple[str, ...]
+    path: Path | None, server: str | None, as_json: bool, seconds: float | None, images: tuple[str, ...]
 ) -> None:
     """Keep images, however long nobody pulls them.
 
     A tag is pinned with whatever it stands for, now and later; by digest, just that. What is not cached yet may be
     pinned as well.
     """
-    try:
-        seconds = None if span is None else duration(span)
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--for") from None
     pinned = asked(path, server, lambda desk: desk.pin(images, seconds))
-    say(pinned, lambda _: f"pinned{'' if span is None else f' for {span}'}", as_json)
+    say(pinned, lambda _: f"pinned{'' if seconds is None else f' for {age(seconds)}'}", as_json)
 
 
 @click.command("unpin")

@@ -1,8 +1,10 @@
 """What every command has: the configuration, and one line for what is wrong with it."""
 
 import asyncio
+import contextlib
 import os
 import sys
+import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,6 +15,7 @@ import uvloop
 from proxy import config
 from proxy.config import Config, ConfigError
 from proxy.files import UnsafeDirectory
+from proxy.values import duration, moment
 
 EXIT_CONFIG = 2
 
@@ -21,6 +24,39 @@ config_option = click.option(
     show_envvar=True,
     help="The configuration, in TOML. Without one: 127.0.0.1:5000, the public registries, a cache in your home.",
 )  # fmt: skip
+
+
+class Duration(click.ParamType[float]):
+    """Seconds, as people write them: 30d, 1h30m."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            return duration(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Moment(click.ParamType[float]):
+    """Unix seconds, as people write them: 2026-11-01, 2026-11-01T12:00:00Z."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            return moment(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Since(Moment):
+    """A time, or how long ago it was."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        with contextlib.suppress(ValueError):
+            return time.time() - duration(value)
+        return super().convert(value, param, ctx)
 
 
 def load(path: Path | None) -> Config:

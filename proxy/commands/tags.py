@@ -1,7 +1,6 @@
 """`entrepot moves`, `freeze`, `unfreeze`: what tags have stood for, and what they are to stand for."""
 
 import json
-import time
 from pathlib import Path
 
 import click
@@ -9,26 +8,24 @@ from rich.console import Console
 from rich.table import Table
 
 from proxy.commands.images import asked, images_argument, json_option, say, server_option
-from proxy.commands.loading import config_option
-from proxy.values import duration, moment
+from proxy.commands.loading import Moment, Since, config_option
 
 
 @click.command("moves")
 @config_option
 @server_option
 @json_option
-@click.option("--since", metavar="TIME", help="A date, a time, or a span such as 7d; everything without it.")
+@click.option("--since", type=Since(), help="A date, a time, or a span such as 7d; everything without it.")
 @click.argument("patterns", nargs=-1, metavar="[PATTERN]...")
 def moves_command(
-    path: Path | None, server: str | None, as_json: bool, since: str | None, patterns: tuple[str, ...]
+    path: Path | None, server: str | None, as_json: bool, since: float | None, patterns: tuple[str, ...]
 ) -> None:
     """Tell which tags have moved, and when.
 
     PATTERN is a repository such as docker.io/library/nginx, with "*" for anything. What is told is what the cache has
     seen: a tag that moves twice between two pulls has moved once.
     """
-    start = 0.0 if since is None else _start(since)
-    found = asked(path, server, lambda desk: desk.moves(patterns, start))
+    found = asked(path, server, lambda desk: desk.moves(patterns, since or 0.0))
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
@@ -43,36 +40,21 @@ def moves_command(
     Console(highlight=False).print(table)
 
 
-def _start(since: str) -> float:
-    try:
-        return time.time() - duration(since)
-    except ValueError:
-        return _moment(since, "--since")
-
-
-def _moment(text: str, option: str) -> float:
-    try:
-        return moment(text)
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint=option) from None
-
-
 @click.command("freeze")
 @config_option
 @server_option
 @json_option
-@click.option("--as-of", "when", metavar="TIME", help="What the tags stood for then, such as 2026-11-01.")
+@click.option("--as-of", "when", type=Moment(), help="What the tags stood for then, such as 2026-11-01.")
 @images_argument
 def freeze_command(
-    path: Path | None, server: str | None, as_json: bool, when: str | None, images: tuple[str, ...]
+    path: Path | None, server: str | None, as_json: bool, when: float | None, images: tuple[str, ...]
 ) -> None:
     """Have tags stay what they are, until unfrozen.
 
     Every client gets that, whatever upstream says, and upstream is not asked. A running server notices within five
     seconds.
     """
-    moment_ = None if when is None else _moment(when, "--as-of")
-    frozen = asked(path, server, lambda desk: desk.freeze(images, moment_))
+    frozen = asked(path, server, lambda desk: desk.freeze(images, when))
     say(frozen, lambda one: f"frozen at {one['frozen']}", as_json)
 
 

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 
 from proxy.app import App, build
 from proxy.commands.images import EXIT_NOT_CACHED, json_option
-from proxy.commands.loading import config_option, guarded, load, refuse
+from proxy.commands.loading import Duration, config_option, guarded, load, refuse
 from proxy.config import Config
 from proxy.inventory import size
 from proxy.oci.errors import OciError
@@ -24,7 +24,6 @@ from proxy.oci.reference import Reference, Repository
 from proxy.routing import image as resolve
 from proxy.stores.base import Pin
 from proxy.telemetry import Metrics, quiet
-from proxy.values import duration
 from proxy.warming import Report, Warmed, Warming, here
 
 IMAGES_AT_ONCE = 4
@@ -44,10 +43,10 @@ class Order:
 @json_option
 @click.option("-f", "--file", "file", type=click.File(encoding="utf-8"), help="Images, one a line; # for comments.")
 @click.option("--platform", "platforms", multiple=True, metavar="OS/ARCH", help='Of an index; "all" for all of them.')
-@click.option("--keep", metavar="DURATION", help="Pin the images for so long, such as 30d.")
+@click.option("--keep", type=Duration(), help="Pin the images for so long, such as 30d.")
 @click.argument("images", nargs=-1, metavar="[IMAGE]...")
 def warm_command(
-    path: Path | None, as_json: bool, file: Any, platforms: tuple[str, ...], keep: str | None, images: tuple[str, ...]
+    path: Path | None, as_json: bool, file: Any, platforms: tuple[str, ...], keep: float | None, images: tuple[str, ...]
 ) -> None:
     """Bring images in before anybody asks for them.
 
@@ -56,7 +55,7 @@ def warm_command(
     status 1 if something could not be had.
     """
     config = load(path)
-    order = Order(_images(config, [*images, *_lines(file)]), _platforms(platforms), _seconds(keep))
+    order = Order(_images(config, [*images, *_lines(file)]), _platforms(platforms), keep)
     results: dict[str, Warmed | str] = {}
     guarded(lambda: _warm(config, order, results))
     told = [_told(name, results[name]) for name, _, _ in order.images]
@@ -94,13 +93,6 @@ def _platforms(texts: Sequence[str]) -> list[Platform]:
         return [Platform.parse(text) for text in texts] or [here()]
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--platform") from None
-
-
-def _seconds(keep: str | None) -> float | None:
-    try:
-        return None if keep is None else duration(keep)
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--keep") from None
 
 
 async def _warm(config: Config, order: Order, results: dict[str, Warmed | str]) -> None:

@@ -56,6 +56,11 @@ class Descriptor:
     digest: Digest
     size: int
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether it is a layer that registries do not have, by its manifest's word: such are never followed."""
+        return "foreign" in self.media_type or "nondistributable" in self.media_type
+
 
 @dataclass(frozen=True, slots=True)
 class Manifest:

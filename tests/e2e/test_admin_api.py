@@ -114,6 +114,7 @@ async def test_refresh_asks_upstream_now_and_says_what_moved(upstream: FakeRegis
         ("POST", "/api/pin", {"images": ["app:v1"], "til": "30d"}, JSON, 400),
         ("POST", "/api/pin", b"[" * MAX_BODY * 2, JSON, 413),
         ("GET", "/api/images", None, {"Host": "evil.example"}, 403),
+        ("GET", "/api/images", None, {"Host": "127.0.0.1.evil.example"}, 403),
         ("POST", "/api/remove", {"images": ["app:v1"]}, {**JSON, "Host": "evil.example:5001"}, 403),
     ],
 )
@@ -126,6 +127,12 @@ async def test_what_is_no_question_is_refused_with_a_word(
         assert answer[1]
 
 
+@pytest.mark.parametrize("name", ["127.0.0.1", "localhost", "localhost:5001", "[::1]", "[::1]:5001"])
+async def test_this_machine_is_known_by_each_of_its_names(upstream: FakeRegistry, store: Path, name: str) -> None:
+    async with administered(upstream, store) as (_, host):
+        assert (await ask(host, "GET", "/api/images", None, {"Host": name}))[0] == 200
+
+
 async def test_with_a_token_only_who_says_it_may_ask_but_metrics_are_for_all(
     upstream: FakeRegistry, store: Path
 ) -> None:
@@ -134,6 +141,7 @@ async def test_with_a_token_only_who_says_it_may_ask_but_metrics_are_for_all(
             for target in ("/api/images", "/api/upstreams", "/api/usage"):
                 assert (await ask(host, "GET", target, None, said))[0] == 401
             assert (await ask(host, "POST", "/api/remove", {"images": ["app"]}, {**JSON, **said}))[0] == 401
+        assert (await ask(host, "GET", "/api/images", None, {"Authorization": "Bearer \xff"}))[0] == 401
         right = {"Authorization": "Bearer s3cret", "Host": "cache.example:5001"}
         assert await ask(host, "GET", "/api/images", None, right) == (200, {"images": []})
         assert (await ask(host, "GET", "/metrics"))[0] == 200

@@ -61,6 +61,15 @@ async def test_credentials_that_are_wrong_are_one_line(upstream: FakeRegistry, t
     assert "would start" in said
 
 
+@pytest.mark.parametrize("status", [404, 500, 302])
+async def test_an_address_where_no_registry_is_is_one_line(upstream: FakeRegistry, tmp_path: Path, status: int) -> None:
+    upstream.on(path="/v2/", unauthorized=True).status(status)
+    code, said = await check(tmp_path, toml(upstream.url, more=LOGIN))
+    assert code == 1
+    (line,) = [line for line in said.splitlines() if line.startswith("entrepot: ")]
+    assert f"docker.io answered {status} to {upstream.url}/v2/" in line
+
+
 async def test_an_upstream_that_does_not_answer_is_one_line(upstream: FakeRegistry, tmp_path: Path) -> None:
     await upstream.go_down()
     code, said = await check(tmp_path, toml(upstream.url, more=LOGIN))

@@ -161,13 +161,30 @@ async def test_rm_of_one_tag_leaves_the_image_under_its_other_one(upstream: Fake
         assert not [path for path in (store / "pins").rglob("*") if path.is_file()]
 
 
+async def test_of_several_images_none_goes_if_one_is_not_there_and_what_they_share_goes_with_the_last(
+    upstream: FakeRegistry, store: Path
+) -> None:
+    images = [upstream.add_image(name, "v1", [b"shared", name.encode()]) for name in (REPO, OTHER)]
+    async with running(toml(upstream.url), store) as proxy:
+        for image in images:
+            await pull(proxy, image)
+        before = proxy.blobs()
+        await entrepot(store, "rm", "app:v1", "none:v1", code=1)
+        assert proxy.blobs() == before
+        said = await entrepot(store, "rm", "app:v1", f"{OTHER}:v1", "app:v1")
+        assert said.stdout.count("freed") == 2
+        assert proxy.blobs() == []
+
+
 async def test_a_pin_is_seen_until_it_is_taken_away_or_has_run_out(upstream: FakeRegistry, store: Path) -> None:
     image = upstream.add_image(REPO, "v1", [b"layer"])
     async with running(toml(upstream.url), store) as proxy:
         await pull(proxy, image)
         assert (await entrepot(store, "pin", "app:v1")).stdout == "app:v1: pinned\n"
         assert (await listed(store))[0]["pinned"] == {"until": None, "deleted": False}
-        assert (await entrepot(store, "pin", "--for", "30d", f"app@{image.digest}")).stdout.endswith("pinned for 30d\n")
+        assert (await entrepot(store, "pin", "--for", "30d", f"app@{image.digest}")).stdout.endswith(
+            "pinned for 30 d\n"
+        )
         await entrepot(store, "unpin", "app:v1")
         assert (await listed(store))[0]["pinned"]["until"] is not None
         await entrepot(store, "pin", "--for", "0s", f"app@{image.digest}")
