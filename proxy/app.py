@@ -26,6 +26,7 @@ from proxy.eviction import Bounds, Evicted, Space
 from proxy.fill import Means
 from proxy.handlers import Handlers
 from proxy.housekeeping import Housekeeping, sweep
+from proxy.jobs import Job, Jobs
 from proxy.listings import Listings
 from proxy.manifests import Manifests
 from proxy.parts import Memory
@@ -43,6 +44,7 @@ KEEPALIVE = 75.0  # seconds; aiohttp's own default here is an hour
 MAX_LINE = 8190  # bytes of a request line or header
 SIZES_IN_MEMORY = 65536
 PARTS_IN_MEMORY = 64 * 1024 * 1024  # bytes of blobs that come by several connections, until they are written
+SWEEP = 3600.0  # seconds between looks for files that nobody came back for
 BACKLOG = 1024
 FLUSH = 0.02  # seconds between looks at what connections have yet to send, at the end
 
@@ -59,6 +61,7 @@ class App:
     limits: LimitStore
     desk: Desk
     housekeeping: Housekeeping
+    jobs: Jobs
 
 
 @contextlib.asynccontextmanager
@@ -110,8 +113,9 @@ async def build(config: Config, log: Logger, metrics: Metrics) -> AsyncIterator[
             tree=tree, store=store, repositories=repositories, space=space, manifests=manifests,
             upstreams=tuple(upstreams.values()), metrics=metrics, log=log,
         )  # fmt: skip
+        jobs = Jobs(tree, [Job("sweep", SWEEP, lambda: files.hop(sweep, tree))], log)
         desk = Desk(config, tree)
-        yield App(handlers, manifests, blobs, repositories, metrics, limits, desk, housekeeping)
+        yield App(handlers, manifests, blobs, repositories, metrics, limits, desk, housekeeping, jobs)
 
 
 def _evicted(gone: Evicted, log: Logger, metrics: Metrics) -> None:
@@ -207,8 +211,8 @@ async def serve(
             await stack.enter_async_context(listening(Admin(config.admin, registry, app.limits, app.desk), admin))
         context = None if certificate is None else certificate.context
         listener = await stack.enter_async_context(listening(app.handlers, sock, context))
-        housekeeping = asyncio.create_task(app.housekeeping.run(certificate))
-        stack.callback(housekeeping.cancel)
+        for work in (app.housekeeping.run(certificate), app.jobs.run()):
+            stack.callback(asyncio.create_task(work).cancel)
         _announce(config, log, sock, admin)
         app.handlers.is_ready = True
         await signals.stop.wait()

@@ -7,7 +7,6 @@ locked as long as the process lives: what a dead process had reserved counts no 
 
 import asyncio
 import contextlib
-import os
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from proxy.files import Entry, Tree, hop
+from proxy.files import Entry, Tree, hop, read_number, write_number
 
 STEP = 64 * 1024 * 1024  # bytes reserved at a time for a blob of unknown size
 SMALL = 64 * 1024  # bytes; manifests and configs are dropped after everything else: they free nothing and name the rest
@@ -93,7 +92,7 @@ class Space:
 
     def _refresh(self) -> int:
         with self._ledger() as ledger:
-            return _read(ledger)
+            return read_number(ledger)
 
     def check(self, size: int) -> None:
         """Raise NoSpace for what could not fit into the cache if there was nothing else in it."""
@@ -111,12 +110,12 @@ class Space:
 
     def _change(self, reserved: int, stored: int) -> Evicted:
         with self._ledger() as ledger:
-            total = _read(ledger) + stored
-            _write(ledger, total)
+            total = read_number(ledger) + stored
+            write_number(ledger, total)
             evicted = Evicted(0, 0)
             if reserved > 0 and self._is_too_much(total, reserved):
                 evicted = self._make_room(ledger, reserved)
-            _write(self._own_fd, max(0, _read(self._own_fd) + reserved))
+            write_number(self._own_fd, max(0, read_number(self._own_fd) + reserved))
         return evicted
 
     @contextlib.contextmanager
@@ -130,7 +129,7 @@ class Space:
         for entry in self._tree.scan(_LEDGER):
             if entry.key == f"{_LEDGER}/stored" or self._tree.evict(entry.key):
                 continue
-            total += self._tree.peek(entry.key, _read)
+            total += self._tree.peek(entry.key, read_number)
         return total
 
     def _is_too_much(self, total: int, wanted: int) -> bool:
@@ -159,7 +158,7 @@ class Space:
         kept = self._kept() if total > limit else frozenset()
         fixed = (_taken(one) for one in entries if one.key in kept or not self._tree.is_free(one.key))
         if total > limit and sum(fixed) > limit:
-            _write(ledger, total)
+            write_number(ledger, total)
             raise NoSpace  # before anything has gone for nothing
         gone, freed, now = 0, 0, time.time()
         for entry in sorted(entries, key=lambda one: _order(one, now)) if total > limit else ():
@@ -167,7 +166,7 @@ class Space:
                 break
             if entry.key not in kept and self._tree.evict(entry.key):
                 gone, freed = gone + 1, freed + _taken(entry)
-        _write(ledger, total - freed)
+        write_number(ledger, total - freed)
         if total - freed > limit:
             raise NoSpace
         return Evicted(gone, freed)
@@ -240,12 +239,3 @@ def _order(entry: Entry, now: float) -> tuple[int, float, float]:
         return 0, entry.used, 0.0
     weight = entry.size / (entry.size + DEAR)
     return 2 if entry.size <= SMALL else 1, -max(0.0, now - entry.used) * weight, entry.used
-
-
-def _read(fd: int) -> int:
-    text = os.pread(fd, 32, 0)
-    return int(text) if text.isdigit() else 0
-
-
-def _write(fd: int, value: int) -> None:
-    os.pwrite(fd, str(max(0, value)).zfill(20).encode(), 0)

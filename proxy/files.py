@@ -409,11 +409,22 @@ class Tree:
     @contextlib.contextmanager
     def locked(self, key: str) -> Iterator[int]:
         """An exclusive lock across processes, on a file of its own that it opens; blocking."""
+        with self._kept_open(key) as fd:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield fd
+
+    @contextlib.contextmanager
+    def claimed(self, key: str) -> Iterator[int | None]:
+        """As locked(), but without waiting: None if another process, or another claim of this one, has the lock."""
+        with self._kept_open(key) as fd:
+            yield fd if _try_lock(fd) else None
+
+    @contextlib.contextmanager
+    def _kept_open(self, key: str) -> Iterator[int]:
         fd = self._open(key, os.O_RDWR | os.O_CREAT)
         if fd is None:
             raise OSError(errno.EEXIST, f"{self.root / key} is not a file of ours: move it away")
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
             yield fd
         finally:
             os.close(fd)
@@ -502,6 +513,17 @@ def raise_descriptor_limit() -> tuple[int, int]:
 async def count_descriptors() -> int:
     """How many descriptors this process has open."""
     return await hop(lambda: len(os.listdir("/proc/self/fd")))
+
+
+def read_number(fd: int) -> int:
+    """The number that write_number() left in a small open file, 0 if there is none; blocking."""
+    text = os.pread(fd, 32, 0)
+    return int(text) if text.isdigit() else 0
+
+
+def write_number(fd: int, value: int) -> None:
+    """Keep a number, not below 0, in a small open file; blocking. Raises OSError."""
+    os.pwrite(fd, str(max(0, value)).zfill(20).encode(), 0)
 
 
 def is_exhausted(error: BaseException | None) -> bool:

@@ -48,12 +48,8 @@ class Housekeeping:
         before, self._limit = files.raise_descriptor_limit()
         self._metrics.descriptor_limit.set(self._limit)
         self._log.debug("descriptor limit", before=before, now=self._limit)
-        swept = time.monotonic()
         while True:
             try:
-                if time.monotonic() - swept > SPOOL_LIFE / 24:
-                    swept = time.monotonic()
-                    await files.hop(sweep, self._tree)
                 await self._round(certificate)
             except Exception:
                 self._log.exception("housekeeping failed; it is tried again")
