@@ -54,6 +54,7 @@ lock: $(VENV)/.dev ## resolve the dependencies anew into the two locks
 bench: $(VENV)/.dev ## the benchmarks, beside the peers that are installed
 	$(BIN)/python benchmarks/pull.py
 	$(BIN)/python benchmarks/wan.py
+	$(BIN)/python benchmarks/full.py
 
 image: ## the container image, by Docker (BASE=image to use another base than python:3.12-slim)
 	docker build --tag entrepot $(if $(BASE),--build-arg BASE=$(BASE)) .

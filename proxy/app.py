@@ -24,6 +24,7 @@ from proxy.config import Config, ConfigError
 from proxy.desk import Desk
 from proxy.eviction import Bounds, Evicted, Space
 from proxy.fill import Means
+from proxy.forgetting import forget
 from proxy.handlers import Handlers
 from proxy.housekeeping import Housekeeping, sweep
 from proxy.jobs import Job, Jobs
@@ -45,6 +46,7 @@ MAX_LINE = 8190  # bytes of a request line or header
 SIZES_IN_MEMORY = 65536
 PARTS_IN_MEMORY = 64 * 1024 * 1024  # bytes of blobs that come by several connections, until they are written
 SWEEP = 3600.0  # seconds between looks for files that nobody came back for
+FORGET = 24 * 3600.0  # seconds between looks for records of what is gone
 BACKLOG = 1024
 FLUSH = 0.02  # seconds between looks at what connections have yet to send, at the end
 
@@ -57,6 +59,7 @@ class App:
     manifests: Manifests
     blobs: Blobs
     repositories: RepositoryStore
+    space: Space
     metrics: Metrics
     limits: LimitStore
     desk: Desk
@@ -113,9 +116,17 @@ async def build(config: Config, log: Logger, metrics: Metrics) -> AsyncIterator[
             tree=tree, store=store, repositories=repositories, space=space, manifests=manifests,
             upstreams=tuple(upstreams.values()), metrics=metrics, log=log,
         )  # fmt: skip
-        jobs = Jobs(tree, [Job("sweep", SWEEP, lambda: files.hop(sweep, tree))], log)
+        jobs = Jobs(tree, _work(tree), log)
         desk = Desk(config, tree)
-        yield App(handlers, manifests, blobs, repositories, metrics, limits, desk, housekeeping, jobs)
+        yield App(handlers, manifests, blobs, repositories, space, metrics, limits, desk, housekeeping, jobs)
+
+
+def _work(tree: files.Tree) -> list[Job]:
+    """What one process at a time does, once in a while."""
+    return [
+        Job("sweep", SWEEP, lambda: files.hop(sweep, tree)),
+        Job("forget", FORGET, lambda: files.hop(forget, tree)),
+    ]
 
 
 def _evicted(gone: Evicted, log: Logger, metrics: Metrics) -> None:

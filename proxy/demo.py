@@ -103,7 +103,7 @@ async def run(plan: Plan, console: Console) -> None:
 
 async def _pulls(plan: Plan, folder: Path, say: Callable[[str], None]) -> list[Pull]:
     registry = Registry()
-    await asyncio.to_thread(_generate, registry, plan)
+    await asyncio.to_thread(generate, registry, plan)
     async with contextlib.AsyncExitStack() as stack:
         upstream_stack = await stack.enter_async_context(contextlib.AsyncExitStack())
         upstream = bind(Listen(host="127.0.0.1", port=0), "demo")
@@ -130,7 +130,8 @@ async def _pulls(plan: Plan, folder: Path, say: Callable[[str], None]) -> list[P
         return done
 
 
-def _generate(registry: Registry, plan: Plan) -> None:
+def generate(registry: Registry, plan: Plan) -> None:
+    """Give a registry an image, under the tag "latest"."""
     layers = [registry.add("blobs", LAYER_TYPE, secrets.token_bytes(plan.layer_size)) for _ in range(plan.layers)]
     config = registry.add("blobs", CONFIG_TYPE, json.dumps({"architecture": "amd64", "os": "linux"}).encode())
     manifest = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": layers}

@@ -39,10 +39,9 @@ class Growth:
         self.hasher = hasher
         self.done = 0
 
-    async def resume(self, handle: Handle) -> int:
-        """Take over what an earlier process wrote; returns how many bytes that is."""
+    async def resume(self, handle: Handle) -> None:
+        """Take over what an earlier process wrote."""
         self.done = await files.rehash(handle, self.hasher)
-        return self.done
 
     async def append(self, data: memoryview) -> None:
         """Write, hash and count. Raises OSError, having counted what the disk still took."""

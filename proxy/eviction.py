@@ -1,27 +1,30 @@
-"""How much space the cache takes, and what to drop when more is wanted.
+"""How much space the cache takes, and may take.
 
-Space is reserved before it is written, under one lock for all processes. The ledger directory holds the sum of what is
-stored (rebuilt by every scan, so that no crash falsifies it for long) and one file a process with what it has reserved,
-locked as long as the process lives: what a dead process had reserved counts no more.
+Space is reserved before it is written, under one lock for all processes, which nobody holds for long. The ledger
+directory holds the sum of what is stored (counted anew by every look for what may go, so that no crash falsifies it for
+long) and one file a process with what it has reserved, locked as long as the process lives: what a dead process had
+reserved counts no more. Broken-off downloads are counted where they are.
 """
 
 import asyncio
 import contextlib
+import math
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from proxy.files import Entry, Tree, hop, read_number, write_number
+from proxy.candidates import IDLE, Candidates, rounded, taken
+from proxy.files import Entry, Tree, hop, is_number, read_number, write_number
 
 STEP = 64 * 1024 * 1024  # bytes reserved at a time for a blob of unknown size
-SMALL = 64 * 1024  # bytes; manifests and configs are dropped after everything else: they free nothing and name the rest
-DEAR = 8 * 1024 * 1024  # bytes; to fetch fewer again takes hardly less time: what is smaller stays for longer
-SHARE = 100  # one in so many files goes at least, when one must: a scan is dear where there are many
+AHEAD = 1024**3  # bytes of candidates that are looked for before room is wanted ...
+PAUSE = 60.0  # ... but not again before so many seconds
 LARGEST_FLOOR = 20  # min_free is never more than this part of the disk: a small one would keep nothing at all
-_ROUND = 4096  # bytes: files take whole blocks
+REST = 5.0  # times as long as a look took that found too little, there is no other: nor for each that wants room ...
+BRIEF = 0.1  # ... but where a look takes no more than so many seconds
 _LEDGER = "ledger"
 
 
@@ -63,20 +66,35 @@ class Space:
         self._tree = tree
         self._max_size = bounds.max_size
         self._min_free = bounds.min_free
-        self._kept = kept
+        self._candidates = Candidates(tree, kept)
         self._record_uses = record_uses
         self._evicted = evicted
         self._own = f"{_LEDGER}/{secrets.token_hex(8)}"
         self._own_lock: contextlib.ExitStack = contextlib.ExitStack()
         self._own_fd = -1
-        self._one_at_a_time = asyncio.Lock()  # a scan must hold one thread only
+        self._making_room = asyncio.Lock()  # one look at a time
+        self._is_doubtful = False  # the ledger: a process died that had a part in it
+        self._looked = -math.inf  # when the last look ended, by the monotonic clock
+        self._look_took = 0.0  # seconds
+        self._rest_until = 0.0  # by the monotonic clock
+
+    @property
+    def _is_limited(self) -> bool:
+        return bool(self._max_size or self._min_free)
 
     def open(self) -> None:
-        """Count what is there, and drop what is over the limit; blocking, for start-up."""
-        with self._ledger() as ledger, contextlib.suppress(NoSpace):  # others fill what there is: so be it
+        """Join the ledger, and drop what is over the limit; blocking, for start-up.
+
+        Where the ledger is lost, what is stored is counted as soon as somebody wants to know.
+        """
+        with self._ledger() as ledger:
             # Within the ledger's lock: nobody takes the new file for a dead process's before it is locked.
             self._own_fd = self._own_lock.enter_context(self._tree.locked(self._own))
-            self._make_room(ledger, 0)
+            is_known = is_number(ledger)
+        self._is_doubtful = not is_known
+        if is_known:
+            with contextlib.suppress(NoSpace):  # others fill what there is: so be it
+                self._make_room(0, [])
 
     async def aclose(self) -> None:
         """Give back every reservation of this process."""
@@ -88,11 +106,14 @@ class Space:
 
     async def refresh(self) -> int:
         """The bytes that are stored, other processes' work included."""
-        return await hop(self._refresh)
+        return await hop(self._stored)
 
-    def _refresh(self) -> int:
-        with self._ledger() as ledger:
-            return read_number(ledger)
+    def _stored(self) -> int:
+        while True:
+            with self._ledger() as ledger:
+                if is_number(ledger):
+                    return read_number(ledger) + self._spools()[1]
+            self.look()
 
     def check(self, size: int) -> None:
         """Raise NoSpace for what could not fit into the cache if there was nothing else in it."""
@@ -101,81 +122,145 @@ class Space:
 
     async def change(self, reserved: int, stored: int) -> None:
         """Add to (or take from) what this process has reserved, and what is stored. Raises NoSpace, OSError."""
-        async with self._one_at_a_time:
-            if reserved > 0:
-                await self._record_uses()
-            evicted = await hop(self._change, reserved, stored)
-        if evicted.blobs:
-            self._evicted(evicted)
+        if await hop(self._change, reserved, stored):
+            return
+        await self._record_uses()
+        gone = list[Entry]()
+        if not await hop(self._drop, reserved, gone):
+            self._candidates.hurry()
+            async with self._making_room:
+                await hop(self._make_room, reserved, gone)
+        if gone:
+            self._evicted(Evicted(len(gone), sum(map(taken, gone))))
 
-    def _change(self, reserved: int, stored: int) -> Evicted:
+    def _change(self, reserved: int, stored: int) -> bool:
+        """Whether there is room for what is to be reserved, and was so without dropping anything."""
         with self._ledger() as ledger:
-            total = read_number(ledger) + stored
-            write_number(ledger, total)
-            evicted = Evicted(0, 0)
-            if reserved > 0 and self._is_too_much(total, reserved):
-                evicted = self._make_room(ledger, reserved)
-            write_number(self._own_fd, max(0, read_number(self._own_fd) + reserved))
-        return evicted
+            is_known = is_number(ledger)
+            if stored and is_known:
+                write_number(ledger, read_number(ledger) + stored)
+            fits = reserved <= 0 or not self._is_limited
+            fits = fits or (is_known and self._lacking(read_number(ledger), reserved) <= 0)
+            if fits:
+                self._reserve(reserved)
+        return fits
+
+    def _reserve(self, size: int) -> None:
+        write_number(self._own_fd, read_number(self._own_fd) + size)
 
     @contextlib.contextmanager
     def _ledger(self) -> Iterator[int]:
         with self._tree.locked(f"{_LEDGER}/stored") as fd:
             yield fd
 
+    # What there is
+
     def _reserved(self) -> int:
         """What all living processes have reserved; the files of the dead are removed on the way."""
         total = 0
         for entry in self._tree.scan(_LEDGER):
-            if entry.key == f"{_LEDGER}/stored" or self._tree.evict(entry.key):
+            if entry.key == f"{_LEDGER}/stored":
                 continue
-            total += self._tree.peek(entry.key, read_number)
+            if self._tree.evict(entry.key):
+                self._is_doubtful = True  # it may have stored what it had no time to count
+            else:
+                total += self._tree.peek(entry.key, read_number)
         return total
 
-    def _is_too_much(self, total: int, wanted: int) -> bool:
-        if not self._max_size and not self._min_free:
-            return False
-        reserved = self._reserved()
-        is_over_quota = bool(self._max_size) and total + reserved + wanted > self._max_size
-        return is_over_quota or self._lacking(reserved, wanted) > 0
+    def _spools(self) -> tuple[int, int]:
+        """Bytes of the downloads that are going on, and of those that are broken off."""
+        sizes = {True: 0, False: 0}
+        for entry in self._tree.scan("spool"):
+            sizes[self._tree.is_free(entry.key)] += taken(entry)
+        return sizes[False], sizes[True]
 
-    def _lacking(self, reserved: int, wanted: int) -> int:
+    def _lacking(self, total: int, wanted: int) -> int:
+        """The bytes that are too many if `wanted` more are to be reserved; not above 0 if there is room."""
+        if not self._is_limited:
+            return 0
+        reserved, (going_on, broken_off) = self._reserved(), self._spools()
+        # A download that is gone on with is locked a moment before its bytes are reserved.
+        stored = total + broken_off + max(reserved, going_on)
+        by_quota = stored + wanted - self._max_size if self._max_size else 0
+        return max(by_quota, self._too_little_free(max(0, reserved - going_on), wanted))
+
+    def _too_little_free(self, unwritten: int, wanted: int) -> int:
         """The bytes that are too few on the disk, once what is reserved has been written as well."""
         if not self._min_free:
             return 0
         disk = self._tree.disk()
-        if disk.free - reserved - wanted >= self._min_free:
-            return 0  # however much of what is reserved has been written by now
-        written = sum(_taken(one) for one in self._tree.scan("spool") if not self._tree.is_free(one.key))
-        floor = min(self._min_free, disk.size // LARGEST_FLOOR)
-        return floor - (disk.free - max(0, reserved - written) - wanted)
+        return min(self._min_free, disk.size // LARGEST_FLOOR) - (disk.free - unwritten - wanted)
 
-    def _make_room(self, ledger: int, wanted: int) -> Evicted:
-        """Count anew, and drop until `wanted` more bytes fit. Raises NoSpace if they cannot."""
-        entries = self._tree.scan("blobs") + [one for one in self._tree.scan("spool") if self._tree.is_free(one.key)]
-        total = sum(map(_taken, entries))
-        limit = self._limit(total, wanted)
-        kept = self._kept() if total > limit else frozenset()
-        fixed = (_taken(one) for one in entries if one.key in kept or not self._tree.is_free(one.key))
-        if total > limit and sum(fixed) > limit:
-            write_number(ledger, total)
-            raise NoSpace  # before anything has gone for nothing
-        gone, freed, now = 0, 0, time.time()
-        for entry in sorted(entries, key=lambda one: _order(one, now)) if total > limit else ():
-            if total - freed <= limit and gone >= len(entries) // SHARE:
-                break
-            if entry.key not in kept and self._tree.evict(entry.key):
-                gone, freed = gone + 1, freed + _taken(entry)
-        write_number(ledger, total - freed)
-        if total - freed > limit:
-            raise NoSpace
-        return Evicted(gone, freed)
+    # Making room
 
-    def _limit(self, total: int, wanted: int) -> int:
-        """How many bytes may be stored if `wanted` more are to fit."""
-        reserved = self._reserved()
-        by_quota = self._max_size - reserved - wanted if self._max_size else total
-        return min(by_quota, total - max(0, self._lacking(reserved, wanted)))
+    def _make_room(self, wanted: int, gone: list[Entry]) -> None:
+        """Drop until `wanted` bytes fit, and reserve them; raises NoSpace, before anything has gone for nothing.
+
+        A look is made for what may go, as often as it takes.
+        """
+        while not self._drop(wanted, gone):
+            if time.monotonic() < self._rest_until:
+                raise NoSpace
+            self.look()
+            before = len(gone)
+            if self._drop(wanted, gone, even_if_too_few=not self._candidates.found.are_all):
+                return
+            if len(gone) == before:
+                self._rest_until = self._looked + (REST * self._look_took if self._look_took > BRIEF else 0.0)
+                raise NoSpace
+
+    def _drop(self, wanted: int, gone: list[Entry], *, even_if_too_few: bool = False) -> bool:
+        """Reserve `wanted` bytes if there is room, or what is known to be free to go makes it; what went is added."""
+        with self._ledger() as ledger:
+            if not is_number(ledger):
+                return False
+            lacking = self._lacking(read_number(ledger), wanted)
+            chosen = self._candidates.choose(lacking)
+            if sum(map(taken, chosen)) < lacking and not even_if_too_few:
+                return False
+            went = self._candidates.drop(chosen)
+            gone += went
+            if self._freed(ledger, went) < lacking:
+                return False
+            self._reserve(wanted)
+        return True
+
+    def _freed(self, ledger: int, gone: Sequence[Entry]) -> int:
+        """Take what is gone off the ledger; returns how many bytes that is, those of downloads included."""
+        blobs = sum(taken(entry) for entry in gone if entry.key.startswith("blobs/"))
+        write_number(ledger, read_number(ledger) - blobs)
+        return sum(map(taken, gone))
+
+    def look(self, idle: float = 0.0) -> None:
+        """Look at everything, without the lock, and correct the ledger by what was found; blocking."""
+        began, self._is_doubtful = time.monotonic(), False
+        with self._ledger() as ledger:
+            before = read_number(ledger)
+        found = self._candidates.look(idle)
+        with self._ledger() as ledger:
+            self._candidates.found = found
+            # What has come meanwhile may have been seen as well, and what has gone may not: rather too much than too
+            # little, until the next look.
+            write_number(ledger, found.total + max(0, read_number(ledger) - before))
+        self._look_took = time.monotonic() - began
+        self._looked = time.monotonic()
+
+    async def prepare(self) -> None:
+        """Look for what may go before room is wanted, if that will be soon: no download is to wait for a look.
+
+        Also where a process has died: what it stored last may not have been counted.
+        """
+        if await hop(self._wants_a_look):
+            async with self._making_room:
+                await hop(self.look, IDLE)
+
+    def _wants_a_look(self) -> bool:
+        is_recent = time.monotonic() - self._looked < max(PAUSE, REST * self._look_took)
+        if is_recent or not self._is_limited:
+            return False
+        with self._ledger() as ledger:
+            is_nearly_full = self._lacking(read_number(ledger), AHEAD) > 0
+        return self._is_doubtful or (is_nearly_full and self._candidates.size < AHEAD)
 
 
 class Reservation:
@@ -196,12 +281,12 @@ class Reservation:
             await asyncio.shield(self.settle(0))
 
     async def found(self, size: int) -> None:
-        """There are `size` bytes of an earlier download already: they counted as stored, and are ours now.
+        """There are `size` bytes of an earlier download already: what is locked counts no more by itself.
 
-        Whoever counts anew passes over a spool that is being written to. Raises NoSpace, OSError.
+        Raises NoSpace, OSError.
         """
-        await self._space.change(_rounded(size), -_rounded(size))
-        self.size += _rounded(size)
+        await self._space.change(rounded(size), 0)
+        self.size += rounded(size)
 
     def check(self, size: int) -> None:
         """Raise NoSpace for what would not fit if there was nothing else; nothing is set aside, and nothing dropped."""
@@ -209,33 +294,13 @@ class Reservation:
 
     async def grow(self, size: int) -> None:
         """Make sure that at least `size` bytes in all are set aside. Raises NoSpace, OSError."""
-        more = _rounded(size) - self.size
+        more = rounded(size) - self.size
         if more > 0:
             await self._space.change(more, 0)
             self.size += more
 
     async def settle(self, size: int) -> None:
-        """It is over, and `size` bytes stay on the disk."""
+        """It is over, and `size` bytes of it are a blob now."""
         reserved, self.size, self._settled = self.size, 0, True
         if reserved or size:
-            await self._space.change(-reserved, _rounded(size))
-
-
-def _rounded(size: int) -> int:
-    return -(-size // _ROUND) * _ROUND
-
-
-def _taken(entry: Entry) -> int:
-    return _rounded(entry.size)
-
-
-def _order(entry: Entry, now: float) -> tuple[int, float, float]:
-    """First what a broken-off download left behind, then blobs by last use, then what is too small to matter.
-
-    Seconds without use count for less the smaller a blob is: it frees little, and to get it back takes a request all
-    the same.
-    """
-    if entry.key.startswith("spool/"):
-        return 0, entry.used, 0.0
-    weight = entry.size / (entry.size + DEAR)
-    return 2 if entry.size <= SMALL else 1, -max(0.0, now - entry.used) * weight, entry.used
+            await self._space.change(-reserved, rounded(size))

@@ -9,10 +9,12 @@ import contextlib
 import enum
 import errno
 import fcntl
+import math
 import os
 import resource
 import secrets
 import stat
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +30,8 @@ T = TypeVar("T")
 PIECE = 1024 * 1024  # bytes hashed or copied at a time off the loop
 COMMITTED = 0o400  # the mode of a file that is verified, on disk, and never written again
 GROWING = 0o600
+_DIGITS = 20  # of a number in a file: always as many, so that a shorter one leaves nothing of a longer one
+BREATH = 256  # items between pauses where there may be a million
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # O_NONBLOCK: a planted FIFO must not hold the thread
 
@@ -166,6 +170,16 @@ def _rehash(fd: int, hasher: Hasher) -> int:
     return offset
 
 
+def unhurried(items: Iterable[T], idle: Callable[[], float]) -> Iterator[T]:
+    """Hand on many items, and rest in short pauses `idle()` times as long as that took: others want the machine too."""
+    began = time.monotonic()
+    for number, item in enumerate(items):
+        if number % BREATH == 0:
+            time.sleep(idle() * (time.monotonic() - began))
+            began = time.monotonic()
+        yield item
+
+
 class Tree:
     """One directory tree of ours. Keys are relative paths with forward slashes, made of validated values only."""
 
@@ -270,13 +284,18 @@ class Tree:
                 raise
 
     async def touch(self, keys: Iterable[tuple[str, float]]) -> None:
-        """Set the time of last use (seconds since the epoch) of files; those that are gone are passed over."""
+        """Set the time of last use (seconds since the epoch) of files; those that are gone are passed over.
+
+        A later use that somebody else has noted stays, unless it is in the future: a clock was ahead.
+        """
         await hop(self._touch, list(keys))
 
     def _touch(self, keys: list[tuple[str, float]]) -> None:
         for key, when in keys:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError), self._parent(key) as (directory, name):
-                os.utime(name, (when, when), dir_fd=directory, follow_symlinks=False)
+                noted = os.stat(name, dir_fd=directory, follow_symlinks=False).st_mtime
+                if not when < noted <= time.time():
+                    os.utime(name, (when, when), dir_fd=directory, follow_symlinks=False)
 
     async def remove(self, key: str) -> None:
         """Remove a file, if it is there."""
@@ -362,39 +381,41 @@ class Tree:
 
     def scan(self, directory: str) -> list[Entry]:
         """Every regular file below a directory; blocking: call it within one hop."""
-        entries: list[Entry] = []
+        return list(self.walk(directory))
+
+    def walk(self, directory: str) -> Iterator[Entry]:
+        """As scan(), one after the other, where there may be too many for a list."""
         with contextlib.suppress(FileNotFoundError), self._directory(directory) as fd:
-            walk = os.fwalk(".", dir_fd=fd, follow_symlinks=False, onerror=_raise_if_exhausted)
-            for folder, _, names, folder_fd in walk:
-                prefix = f"{directory}/{folder}".replace("/./", "/").removesuffix("/.")
-                for name in names:
-                    with contextlib.suppress(FileNotFoundError):
-                        status = os.stat(name, dir_fd=folder_fd, follow_symlinks=False)
-                        if stat.S_ISREG(status.st_mode):
-                            entries.append(Entry(f"{prefix}/{name}", status.st_size, status.st_mtime))
-        return entries
+            yield from _walk(fd, directory)
 
     def disk(self) -> Disk:
         """The file system that all this is on; blocking, if only for microseconds."""
         status = os.fstatvfs(self._fd)
         return Disk(status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize)
 
-    def evict(self, key: str) -> bool:
-        """Remove a file that nobody has open for sending or filling; blocking: call it within one hop."""
+    def evict(self, key: str, unused_since: float = math.inf) -> bool:
+        """Remove a file that nobody has open for sending or filling, nor used after then (seconds since the epoch).
+
+        Blocking: call it within one hop.
+        """
         fd = self._open(key, os.O_RDONLY)
         if fd is None:
             return False
         try:
-            if not _try_lock(fd) or not self._names(key, os.fstat(fd)):
+            if not _is_idle(fd, unused_since) or not self._names(key, os.fstat(fd)):
                 return False  # in use, or in the meantime another file has the name
             self._remove(key)
         finally:
             os.close(fd)
         return True
 
-    def is_free(self, key: str) -> bool:
-        """Whether a file is there and nobody holds a lock on it; blocking: call it within one hop."""
-        return bool(self.peek(key, _try_lock))
+    def is_free(self, key: str, unused_since: float = math.inf) -> bool:
+        """Whether a file is there and might be evicted; blocking: call it within one hop."""
+        return bool(self.peek(key, lambda fd: _is_idle(fd, unused_since)))
+
+    def has(self, key: str) -> bool:
+        """Whether there is a file that open() would open; blocking: call it within one hop."""
+        return bool(self.peek(key, lambda _fd: True))
 
     def peek(self, key: str, look: Callable[[int], int]) -> int:
         """What `look` makes of an open file; 0 if it is gone. Blocking: call it within one hop."""
@@ -469,10 +490,37 @@ class Tree:
             return False
 
 
-def _raise_if_exhausted(error: OSError) -> None:
-    """A directory that went away is passed over; one that cannot be opened just now would be taken for empty."""
-    if is_exhausted(error):
-        raise error
+def _walk(fd: int, prefix: str) -> Iterator[Entry]:
+    """Every regular file below an open directory.
+
+    What went away, or cannot be read, is passed over; what cannot be opened just now would be taken for empty.
+    """
+    with os.scandir(fd) as found:
+        for entry in found:
+            try:
+                if entry.is_dir(follow_symlinks=False):
+                    yield from _walk_into(fd, entry.name, f"{prefix}/{entry.name}")
+                    continue
+                status = entry.stat(follow_symlinks=False)
+            except OSError as error:
+                if is_exhausted(error):
+                    raise
+                continue
+            if stat.S_ISREG(status.st_mode):
+                yield Entry(f"{prefix}/{entry.name}", status.st_size, status.st_mtime)
+
+
+def _walk_into(fd: int, name: str, prefix: str) -> Iterator[Entry]:
+    inner = os.open(name, _DIRECTORY, dir_fd=fd)
+    try:
+        yield from _walk(inner, prefix)
+    finally:
+        os.close(inner)
+
+
+def _is_idle(fd: int, unused_since: float) -> bool:
+    """Whether nobody has an open file locked, or has used it after then."""
+    return _try_lock(fd) and os.fstat(fd).st_mtime <= unused_since
 
 
 def _step(fd: int, name: str, create: bool) -> int:
@@ -517,13 +565,18 @@ async def count_descriptors() -> int:
 
 def read_number(fd: int) -> int:
     """The number that write_number() left in a small open file, 0 if there is none; blocking."""
-    text = os.pread(fd, 32, 0)
+    text = os.pread(fd, _DIGITS, 0)
     return int(text) if text.isdigit() else 0
+
+
+def is_number(fd: int) -> bool:
+    """Whether there is one; blocking."""
+    return os.pread(fd, _DIGITS, 0).isdigit()
 
 
 def write_number(fd: int, value: int) -> None:
     """Keep a number, not below 0, in a small open file; blocking. Raises OSError."""
-    os.pwrite(fd, str(max(0, value)).zfill(20).encode(), 0)
+    os.pwrite(fd, str(max(0, value)).zfill(_DIGITS).encode(), 0)
 
 
 def is_exhausted(error: BaseException | None) -> bool:

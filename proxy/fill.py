@@ -40,7 +40,7 @@ class Claim:
     """A spool file that this process alone may write: how much of it an earlier one had written (bytes), its fate."""
 
     growth: Growth
-    resumed: int = 0
+    resumed: int
     fate: Fate = Fate.DISCARDED
 
 
@@ -205,9 +205,9 @@ class Fill:
 
     async def _write(self, handle: Handle) -> Result:
         """Write the spool whose lock this process holds: from its beginning, or from where somebody stopped."""
-        async with self._claimed(handle) as claim, Reservation(self._means.space) as reservation:
-            claim.resumed = await claim.growth.resume(handle)
+        async with Reservation(self._means.space) as reservation, self._claimed(handle) as claim:
             await reservation.found(claim.resumed)
+            await claim.growth.resume(handle)
             try:
                 await self._complete(handle, claim, reservation)
             except (OciError, asyncio.CancelledError) as error:
@@ -215,7 +215,6 @@ class Fill:
                     raise _StartAfresh from None
                 if claim.growth.done and not is_invalid(error):
                     claim.fate = Fate.LEFT
-                    await asyncio.shield(reservation.settle(claim.growth.done))
                 raise
             if await self._adopt(handle, claim.growth.done, reservation):
                 claim.fate = Fate.ADOPTED
@@ -226,7 +225,7 @@ class Fill:
         """A locked spool to write to; on leaving it is discarded, unless it has another fate by then."""
         tree = self._means.tree
         writer = await tree.open_for_writing(self._key, handle)
-        claim = Claim(Growth(writer, self.digest.hasher()))
+        claim = Claim(Growth(writer, self.digest.hasher()), resumed=writer.size)
         self._growth = claim.growth
         try:
             yield claim

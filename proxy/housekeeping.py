@@ -60,6 +60,7 @@ class Housekeeping:
         await self._store.record_uses()
         await self._repositories.record_pulls()
         await self._heed_changes()
+        await self._space.prepare()
         self._metrics.cache_bytes.set(await self._space.refresh())
         for upstream in self.upstreams:
             await upstream.tick()

@@ -2,15 +2,17 @@
 
 import asyncio
 import os
+import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
+from proxy import candidates, eviction
 from proxy.eviction import LARGEST_FLOOR, Bounds, Evicted, NoSpace, Reservation, Space
-from proxy.files import Disk, Handle, Tree, hop
+from proxy.files import Disk, Entry, Handle, Tree, hop
 from proxy.stores.disk import open_tree
 
 BLOCK = 4096
@@ -55,6 +57,7 @@ async def space_of(
         evicted=noting.evicted.append,
     )
     await hop(space.open)
+    await space.refresh()  # counts what is stored, if the ledger is new
     try:
         yield space
     finally:
@@ -266,12 +269,180 @@ async def test_a_ledger_of_nonsense_is_no_error(tree: Tree, text: str) -> None:
         await reserve(space, BLOB)
 
 
-async def test_where_there_are_many_files_a_hundredth_goes_at_once(tree: Tree) -> None:
+class Looks:
+    """Counts how often a tree was walked through for candidates; `meanwhile` is called in the middle of it."""
+
+    def __init__(self, tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.made = 0
+        self.meanwhile: Callable[[], object] = lambda: None
+        self._walk = tree.walk
+        monkeypatch.setattr(tree, "walk", self._counted)
+
+    def _counted(self, directory: str) -> Iterator[Entry]:
+        found = list(self._walk(directory))
+        if directory == "blobs":
+            self.made += 1
+            self.meanwhile()
+        return iter(found)
+
+
+async def test_one_look_at_the_store_serves_many_that_want_room(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(300):
         add(tree, f"{number:04}", BLOCK, float(number))
+    looks = Looks(tree, monkeypatch)
     async with space_of(tree, 300 * BLOCK) as space:
-        await reserve(space, 1)
-        assert names(tree) == [f"{number:04}" for number in range(3, 300)]
+        before = looks.made
+        for _ in range(200):
+            await reserve(space, BLOCK)
+        assert names(tree) == [f"{number:04}" for number in range(200, 300)]
+    assert looks.made == before == 1
+
+
+async def test_where_there_are_more_candidates_than_are_remembered_there_is_another_look(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(candidates, "MOST", 10)
+    for number in range(100):
+        add(tree, f"{number:04}", BLOCK, float(number))
+    async with space_of(tree, 100 * BLOCK) as space:
+        await reserve(space, 95 * BLOCK)
+        assert names(tree) == [f"{number:04}" for number in range(95, 100)]
+        with pytest.raises(NoSpace):
+            await reserve(space, 6 * BLOCK)
+        assert names(tree) == [f"{number:04}" for number in range(95, 100)]
+
+
+async def test_what_was_used_since_the_look_is_not_dropped(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(3):
+        add(tree, f"{number:04}", BLOB, float(number))
+    looks = Looks(tree, monkeypatch)
+    async with space_of(tree, 3 * BLOB) as space:
+        before = looks.made
+        await tree.touch([("blobs/sha256/00/0000", time.time())])
+        await reserve(space, BLOB)
+        assert names(tree) == ["0000", "0002"]
+        await reserve(space, 2 * BLOB)  # nothing else is left: it goes, by what another look finds
+        assert names(tree) == []
+    assert (before, looks.made) == (1, 2)
+
+
+async def test_what_comes_and_goes_during_a_look_is_not_counted_for_too_little(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(tree, "aa", BLOB, 1.0)
+    looks = Looks(tree, monkeypatch)
+    async with space_of(tree, 2 * BLOB) as space:
+        other = Space(tree, Bounds(2 * BLOB), record_uses=Recorder().record, kept=frozenset, evicted=lambda _: None)
+
+        def another_process() -> None:
+            looks.meanwhile = lambda: None
+            other.open()
+            add(tree, "bb", BLOB, 2.0)
+            other._change(0, BLOB)
+
+        looks.meanwhile = another_process
+        await hop(space.look)
+        await other.aclose()
+        assert await space.refresh() == 2 * BLOB
+        with pytest.raises(NoSpace):
+            await reserve(space, 2 * BLOB + 1)
+
+
+async def test_nobody_waits_for_a_look_who_wants_no_more_than_there_is(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(tree, "aa", BLOB, 1.0)
+    looks, gate, begun = Looks(tree, monkeypatch), threading.Event(), threading.Event()
+    async with space_of(tree, 3 * BLOB) as space:
+
+        def held_up() -> None:
+            begun.set()
+            gate.wait(10)
+
+        looks.meanwhile = held_up
+        looking = asyncio.create_task(hop(space.look))
+        await hop(begun.wait, 10)
+        await reserve(space, BLOB)
+        assert not looking.done()
+        gate.set()
+        await looking
+        with pytest.raises(NoSpace):
+            await reserve(space, 2 * BLOB + 1)
+
+
+async def test_a_long_look_that_found_too_little_is_not_repeated_for_each_that_wants_room(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned = add(tree, "aa", BLOB, 1.0)
+    monkeypatch.setattr(eviction, "BRIEF", -1.0)
+    monkeypatch.setattr(eviction, "REST", 1e9)
+    looks = Looks(tree, monkeypatch)
+    async with space_of(tree, BLOB, kept=frozenset({pinned})) as space:
+        for _ in range(5):
+            with pytest.raises(NoSpace):
+                await reserve(space, BLOCK)
+    assert looks.made == 2  # at the start, and for the first of them
+
+
+async def test_the_look_is_made_before_room_is_wanted_where_that_will_be_soon(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(tree, "aa", BLOB, 1.0)
+    add(tree, "bb", BLOB, 2.0)
+    async with space_of(tree, 3 * BLOB):
+        pass  # now the ledger knows
+    looks = Looks(tree, monkeypatch)
+    async with space_of(tree, 3 * BLOB) as space:
+        await space.prepare()
+        await space.prepare()
+        assert looks.made == 1
+        await reserve(space, 2 * BLOB)
+        assert names(tree) == ["bb"]
+    assert looks.made == 1
+
+
+async def test_where_a_process_died_what_is_stored_is_counted_anew(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with space_of(tree, 100 * BLOB):
+        pass
+    add(tree, "aa", BLOB, 1.0)  # it had no time to count that ...
+    (tree.root / "ledger" / "dead").write_text("5000")  # ... nor to give back what it had reserved
+    looks = Looks(tree, monkeypatch)
+    async with space_of(tree, 100 * 1024**3) as space:
+        await space.prepare()
+        assert await space.refresh() == BLOB
+        await space.prepare()
+    assert looks.made == 1
+
+
+async def test_a_lost_ledger_is_counted_anew_before_anybody_gets_room(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(tree, "aa", BLOB, 1.0)
+    looks = Looks(tree, monkeypatch)
+    async with space_of(tree, 3 * BLOB) as space:
+        (tree.root / "ledger" / "stored").unlink()
+        async with Reservation(space) as reservation:
+            await reservation.grow(2 * BLOB)
+            (tree.root / "ledger" / "stored").unlink()
+            with pytest.raises(NoSpace):
+                await reserve(space, BLOB + 1)
+            assert names(tree) == ["aa"]
+        assert await space.refresh() == BLOB
+    assert looks.made == 3
+
+
+async def test_nothing_is_looked_at_where_the_ledger_knows_and_there_is_room(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(tree, "aa", BLOB, 1.0)
+    async with space_of(tree, 0):
+        pass
+    looks = Looks(tree, monkeypatch)
+    async with space_of(tree, 100 * 1024**3) as space:
+        await space.prepare()
+        await reserve(space, BLOB)
+        assert await space.refresh() == BLOB
+    assert looks.made == 0
 
 
 async def test_the_space_of_concurrent_reservations_is_never_given_twice(tree: Tree) -> None:

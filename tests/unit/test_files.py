@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import os
 import threading
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -381,11 +382,24 @@ async def test_a_small_file_that_is_too_long_is_none_of_ours(tree: Tree) -> None
     assert await tree.read("repositories/a", 99) is None
 
 
+async def test_a_use_is_noted_but_not_over_a_later_one_unless_that_is_in_the_future(tree: Tree) -> None:
+    await tree.write(TARGET, b"body", committed=True)
+    path, now = tree.root / TARGET, time.time()
+    os.utime(path, (now - 100, now - 100))
+    for used, noted in ((now - 50, now - 50), (now - 70, now - 50)):
+        await tree.touch([(TARGET, used)])
+        assert path.stat().st_mtime == pytest.approx(noted)
+    os.utime(path, (now + 86400, now + 86400))  # a clock was a day ahead
+    await tree.touch([(TARGET, now - 20)])
+    assert path.stat().st_mtime == pytest.approx(now - 20)
+
+
 async def test_a_scan_finds_regular_files_and_follows_nothing(tree: Tree, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "file").touch()
     await tree.write(TARGET, b"body", committed=True)
-    await tree.touch([(TARGET, 5.0), ("blobs/not/there", 6.0)])
+    os.utime(tree.root / TARGET, (5.0, 5.0))
+    await tree.touch([(TARGET, 4.0), ("blobs/not/there", 6.0)])
     (tree.root / "blobs" / "link").symlink_to(tmp_path / "elsewhere")
     (tree.root / "blobs" / "file link").symlink_to(tmp_path / "elsewhere" / "file")
     os.mkfifo(tree.root / "blobs" / "fifo")
