@@ -32,6 +32,7 @@ COMMITTED = 0o400  # the mode of a file that is verified, on disk, and never wri
 GROWING = 0o600
 _DIGITS = 20  # of a number in a file: always as many, so that a shorter one leaves nothing of a longer one
 BREATH = 256  # items between pauses where there may be a million
+_REFUSALS = frozenset({errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM})  # of a disk, to be written
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # O_NONBLOCK: a planted FIFO must not hold the thread
 
@@ -94,21 +95,21 @@ class Handle:
 
     async def read(self, offset: int, count: int) -> bytes:
         """Up to `count` bytes at `offset`; fewer only at the end of the file."""
-        return await hop(os.pread, self.fd, count, offset)
+        return await hop(_read, self.fd, count, offset)
 
     def close(self) -> None:
         """Close without waiting: the last close of an unlinked file frees its blocks, which takes a while."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             try:
-                _ = asyncio.get_running_loop().run_in_executor(None, os.close, fd)
+                _ = asyncio.get_running_loop().run_in_executor(None, _close, fd)
             except RuntimeError:  # no loop, or its threads are gone: the process is about to end
-                os.close(fd)
+                _close(fd)
 
     def __del__(self) -> None:
         """Close what was opened for a caller that had been cancelled by then: it never saw this handle."""
         if self._fd >= 0:
-            os.close(self._fd)
+            _close(self._fd)
 
 
 def stamp(*paths: Path) -> tuple[int, ...]:
@@ -147,7 +148,7 @@ def _append(fd: int, offset: int, hasher: Hasher, data: memoryview) -> int:
     done = 0
     while done < len(data):
         try:
-            written = os.pwrite(fd, data[done:], offset + done)
+            written = _write_some(fd, data[done:], offset + done)
         except OSError:
             if done:
                 break
@@ -188,7 +189,10 @@ class Tree:
         self._fd = -1
 
     def open_root(self, directories: Iterable[str]) -> None:
-        """Create what is missing; blocking, for start-up. Raises UnsafeDirectory or OSError."""
+        """Create what is missing; blocking, for start-up. Raises UnsafeDirectory or OSError.
+
+        What the disk will not take now is made when it is needed, if it can be by then.
+        """
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -203,7 +207,15 @@ class Tree:
             except OSError as error:
                 if error.errno in {errno.ELOOP, errno.ENOTDIR}:
                     raise UnsafeDirectory(f"{self.root / key} is no directory: move it away") from None
-                raise
+                if error.errno not in _REFUSALS or self._has(key):
+                    raise
+
+    def _has(self, key: str) -> bool:
+        try:
+            os.stat(key, dir_fd=self._fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
 
     def _check_ours(self, fd: int, key: str) -> None:
         status = os.fstat(fd)
@@ -218,7 +230,7 @@ class Tree:
         """Let go of the root."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            os.close(fd)
+            _close(fd)
 
     # Opening and reading
 
@@ -234,9 +246,9 @@ class Tree:
         fd = self._open(key, os.O_RDONLY)
         if fd is None:
             return None
-        with contextlib.suppress(BlockingIOError):  # a writer or evictor is at it this instant; the bytes stay ours
+        with contextlib.suppress(OSError):  # somebody is at it this instant, or there are no locks: the bytes stay ours
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return Handle(fd, os.fstat(fd).st_size)
+        return _handle(fd)
 
     async def read(self, key: str, limit: int) -> bytes | None:
         """A whole small file; None if there is none, it is not ours, or it is longer than `limit` bytes."""
@@ -249,11 +261,11 @@ class Tree:
 
     def read_now(self, key: str, limit: int) -> bytes | None:
         """As read(), but blocking: for whoever reads many files within one hop."""
-        fd = self._open(key, os.O_RDONLY)
-        if fd is None:
+        try:
+            with open(key, "rb", opener=self._opener) as file:
+                body = file.read(limit + 1)
+        except FileNotFoundError:
             return None
-        with open(fd, "rb") as file:
-            body = file.read(limit + 1)
         return body if len(body) <= limit else None
 
     def _opener(self, key: str, _flags: int) -> int:
@@ -270,29 +282,34 @@ class Tree:
 
     def _write(self, key: str, body: bytes, mode: int) -> None:
         temporary = f"tmp/{secrets.token_hex(16)}"
-        with self._parent(temporary) as (source, name), self._parent(key, create=True) as (target, final):
-            fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FILE, GROWING, dir_fd=source)
+        with self._parent(temporary, create=True) as (source, name), self._parent(key, create=True) as (target, final):
+
+            def create(name: str, _flags: int) -> int:
+                return os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FILE, GROWING, dir_fd=source)
+
             try:
-                with open(fd, "wb") as file:
+                with open(name, "wb", opener=create) as file:
                     file.write(body)
                     file.flush()
-                    os.fsync(fd)
-                    os.fchmod(fd, mode)
+                    os.fsync(file.fileno())
+                    os.fchmod(file.fileno(), mode)
                 os.rename(name, final, src_dir_fd=source, dst_dir_fd=target)
             except BaseException:
-                os.unlink(name, dir_fd=source)
+                with contextlib.suppress(OSError):  # it has not come to be, or the disk will not let it go: swept later
+                    os.unlink(name, dir_fd=source)
                 raise
 
     async def touch(self, keys: Iterable[tuple[str, float]]) -> None:
-        """Set the time of last use (seconds since the epoch) of files; those that are gone are passed over.
+        """Set the time of last use (seconds since the epoch) of files.
 
-        A later use that somebody else has noted stays, unless it is in the future: a clock was ahead.
+        A later use that somebody else has noted stays, unless it is in the future: a clock was ahead. Those that are
+        gone, or on a disk that will not note it, are passed over: it is for the order of eviction only.
         """
         await hop(self._touch, list(keys))
 
     def _touch(self, keys: list[tuple[str, float]]) -> None:
         for key, when in keys:
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError), self._parent(key) as (directory, name):
+            with contextlib.suppress(OSError), self._parent(key) as (directory, name):
                 noted = os.stat(name, dir_fd=directory, follow_symlinks=False).st_mtime
                 if not when < noted <= time.time():
                     os.utime(name, (when, when), dir_fd=directory, follow_symlinks=False)
@@ -315,7 +332,7 @@ class Tree:
         for _ in range(2):
             fd = self._open(key, os.O_RDONLY | os.O_CREAT)
             if fd is not None:
-                return Handle(fd, os.fstat(fd).st_size)
+                return _handle(fd)
             self._remove(key)  # planted: whatever it is, it is in the way
         raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), key)
 
@@ -347,7 +364,7 @@ class Tree:
         fd = self._open(key, os.O_WRONLY)
         if fd is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), key)
-        return Handle(fd, os.fstat(fd).st_size)
+        return _handle(fd)
 
     async def commit_spool(self, key: str, handle: Handle, target: str) -> None:
         """Publish a verified spool under its final key: durable first, named last. The lock becomes a shared one.
@@ -361,17 +378,25 @@ class Tree:
         os.fchmod(fd, COMMITTED)
         with self._parent(key) as (source, name), self._parent(target, create=True) as (destination, final):
             os.rename(name, final, src_dir_fd=source, dst_dir_fd=destination)
-            os.fsync(destination)
-        fcntl.flock(fd, fcntl.LOCK_SH)
+            try:
+                os.fsync(destination)
+            except OSError:
+                with contextlib.suppress(OSError):  # its bytes are right: it may keep a name that cannot be taken back
+                    os.unlink(final, dir_fd=destination)
+                raise
+        with contextlib.suppress(OSError):  # an exclusive lock guards it as well
+            fcntl.flock(fd, fcntl.LOCK_SH)
 
     async def discard_spool(self, key: str, handle: Handle) -> None:
         """Drop a locked spool: its bytes are wrong, or in the way."""
         await hop(self._discard_spool, key, handle.fd)
 
     def _discard_spool(self, key: str, fd: int) -> None:
-        if self._names(key, os.fstat(fd)):
-            self._remove(key)
-        fcntl.flock(fd, fcntl.LOCK_UN)
+        try:
+            if self._names(key, os.fstat(fd)):
+                self._remove(key)
+        finally:
+            fcntl.flock(fd, fcntl.LOCK_UN)
 
     async def leave_spool(self, handle: Handle) -> None:
         """Unlock a spool for whoever resumes it: readers may still hold duplicates of the descriptor."""
@@ -398,7 +423,7 @@ class Tree:
 
         Blocking: call it within one hop.
         """
-        fd = self._open(key, os.O_RDONLY)
+        fd = self._open_if_readable(key)
         if fd is None:
             return False
         try:
@@ -406,8 +431,12 @@ class Tree:
                 return False  # in use, or in the meantime another file has the name
             self._remove(key)
         finally:
-            os.close(fd)
+            _close(fd)
         return True
+
+    def is_named(self, key: str, fd: int) -> bool:
+        """Whether an open file still has its name; blocking: call it within one hop."""
+        return self._names(key, os.fstat(fd))
 
     def is_free(self, key: str, unused_since: float = math.inf) -> bool:
         """Whether a file is there and might be evicted; blocking: call it within one hop."""
@@ -418,14 +447,22 @@ class Tree:
         return bool(self.peek(key, lambda _fd: True))
 
     def peek(self, key: str, look: Callable[[int], int]) -> int:
-        """What `look` makes of an open file; 0 if it is gone. Blocking: call it within one hop."""
-        fd = self._open(key, os.O_RDONLY)
+        """What `look` makes of an open file; 0 if it is gone, or cannot be opened. Blocking: call it within one hop."""
+        fd = self._open_if_readable(key)
         if fd is None:
             return 0
         try:
             return look(fd)
         finally:
-            os.close(fd)
+            _close(fd)
+
+    def _open_if_readable(self, key: str) -> int | None:
+        """As _open(): one bad inode must not keep the others from being counted, or from making room."""
+        try:
+            return self._open(key, os.O_RDONLY)
+        except OSError as error:
+            _raise_if_exhausted(error)
+            return None
 
     @contextlib.contextmanager
     def locked(self, key: str) -> Iterator[int]:
@@ -448,7 +485,7 @@ class Tree:
         try:
             yield fd
         finally:
-            os.close(fd)
+            _close(fd)
 
     # From the root down, one component at a time
 
@@ -460,7 +497,7 @@ class Tree:
                 fd = _step(fd, name, create)
             yield fd
         finally:
-            os.close(fd)
+            _close(fd)
 
     @contextlib.contextmanager
     def _parent(self, key: str, create: bool = False) -> Iterator[tuple[int, str]]:
@@ -477,8 +514,10 @@ class Tree:
             if error.errno in {errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO}:
                 return None
             raise
-        if not _is_ours(fd):
-            os.close(fd)
+        with _closed_on_error(fd):
+            is_ours = _is_ours(fd)
+        if not is_ours:
+            _close(fd)
             return None
         return fd
 
@@ -503,8 +542,7 @@ def _walk(fd: int, prefix: str) -> Iterator[Entry]:
                     continue
                 status = entry.stat(follow_symlinks=False)
             except OSError as error:
-                if is_exhausted(error):
-                    raise
+                _raise_if_exhausted(error)
                 continue
             if stat.S_ISREG(status.st_mode):
                 yield Entry(f"{prefix}/{entry.name}", status.st_size, status.st_mtime)
@@ -515,7 +553,7 @@ def _walk_into(fd: int, name: str, prefix: str) -> Iterator[Entry]:
     try:
         yield from _walk(inner, prefix)
     finally:
-        os.close(inner)
+        _close(inner)
 
 
 def _is_idle(fd: int, unused_since: float) -> bool:
@@ -523,14 +561,61 @@ def _is_idle(fd: int, unused_since: float) -> bool:
     return _try_lock(fd) and os.fstat(fd).st_mtime <= unused_since
 
 
+def _raise_if_exhausted(error: OSError) -> None:
+    """What cannot be opened just now must not be taken for absent."""
+    if is_exhausted(error):
+        raise error
+
+
 def _step(fd: int, name: str, create: bool) -> int:
     """Open a directory inside `fd`, closing `fd` on success; the caller closes it on failure."""
-    if create:
+    try:
+        inner = os.open(name, _DIRECTORY, dir_fd=fd)
+    except FileNotFoundError:
+        if not create:
+            raise
         with contextlib.suppress(FileExistsError):
             os.mkdir(name, 0o700, dir_fd=fd)
-    inner = os.open(name, _DIRECTORY, dir_fd=fd)
-    os.close(fd)
+        inner = os.open(name, _DIRECTORY, dir_fd=fd)
+    _close(fd)
     return inner
+
+
+def _close(fd: int) -> None:
+    """A close that fails has closed all the same: what has to be on disk was synced before, and would have said so."""
+    with contextlib.suppress(OSError):
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def _closed_on_error(fd: int) -> Iterator[None]:
+    """A descriptor that nobody has taken over yet must not be lost."""
+    try:
+        yield
+    except BaseException:
+        _close(fd)
+        raise
+
+
+def _handle(fd: int) -> Handle:
+    with _closed_on_error(fd):
+        return Handle(fd, os.fstat(fd).st_size)
+
+
+def _read(fd: int, count: int, offset: int) -> bytes:
+    """As os.pread(), but short only at the end of the file: a short read may mean a bad block behind it."""
+    data = os.pread(fd, count, offset)
+    while len(data) < count and (more := os.pread(fd, count - len(data), offset + len(data))):
+        data += more
+    return data
+
+
+def _write_some(fd: int, data: bytes | memoryview, offset: int) -> int:
+    """As os.pwrite(), but of a disk that takes nothing and says nothing it is said that it is full."""
+    written = os.pwrite(fd, data, offset)
+    if not written:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return written
 
 
 def _is_ours(fd: int) -> bool:
@@ -565,18 +650,20 @@ async def count_descriptors() -> int:
 
 def read_number(fd: int) -> int:
     """The number that write_number() left in a small open file, 0 if there is none; blocking."""
-    text = os.pread(fd, _DIGITS, 0)
+    text = _read(fd, _DIGITS, 0)
     return int(text) if text.isdigit() else 0
 
 
 def is_number(fd: int) -> bool:
     """Whether there is one; blocking."""
-    return os.pread(fd, _DIGITS, 0).isdigit()
+    return _read(fd, _DIGITS, 0).isdigit()
 
 
 def write_number(fd: int, value: int) -> None:
     """Keep a number, not below 0, in a small open file; blocking. Raises OSError."""
-    os.pwrite(fd, str(max(0, value)).zfill(_DIGITS).encode(), 0)
+    digits, done = str(max(0, value)).zfill(_DIGITS).encode(), 0
+    while done < len(digits):
+        done += _write_some(fd, digits[done:], done)
 
 
 def is_exhausted(error: BaseException | None) -> bool:

@@ -1,13 +1,14 @@
 """Files: durable first, named last; nothing followed that is not ours; one writer at a time."""
 
 import asyncio
+import contextlib
 import errno
 import fcntl
 import hashlib
 import os
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from proxy import files
 from proxy.files import Handle, SpoolState, Tree, hop
 from proxy.stores.disk import open_tree
+from tests.faulty_disk import NOTHING, SHORT, FaultyDisk, Point, points
 
 KEY = "spool/sha256-aa"
 TARGET = "blobs/sha256/aa/aa"
@@ -60,6 +62,12 @@ class Calls:
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     """Record the calls that change the disk."""
     return Calls(monkeypatch)
+
+
+@pytest.fixture
+def faulty(monkeypatch: pytest.MonkeyPatch) -> FaultyDisk:
+    """The disk, to let single calls go wrong."""
+    return FaultyDisk(monkeypatch)
 
 
 async def spool(tree: Tree, body: bytes = b"") -> Handle:
@@ -463,3 +471,120 @@ async def test_a_lock_excludes(tree: Tree) -> None:
 
     await asyncio.gather(*(hop(enter, number) for number in range(30)))
     assert (tree.root / "ledger/stored").read_bytes() == b"30"
+
+
+# Every call in turn goes wrong
+
+
+async def write_and_read(tree: Tree) -> None:
+    """Small files."""
+    await tree.write("repositories/a/b", b"body")
+    assert await tree.read("repositories/a/b", 100) == b"body"
+    assert await hop(tree.read_now, "repositories/a/b", 100) == b"body"
+    await tree.touch([("repositories/a/b", 1.0)])
+    await tree.remove("repositories/a/b")
+
+
+async def fill_and_open(tree: Tree) -> None:
+    """A blob, from its first byte on."""
+    handle = await tree.open_spool(KEY)
+    try:
+        if (await tree.inspect_spool(KEY, handle))[0] is not SpoolState.OURS:
+            return
+        writer = await tree.open_for_writing(KEY, handle)
+        try:
+            hasher = hashlib.sha256()
+            done = await files.append(writer, 0, hasher, memoryview(b"body"))
+            if done < 4:
+                done += await files.append(writer, done, hasher, memoryview(b"body")[done:])
+        finally:
+            writer.close()
+        assert hasher.digest() == hashlib.sha256(b"body").digest()
+        await tree.commit_spool(KEY, handle, TARGET)
+    finally:
+        handle.close()
+    stored = await tree.open(TARGET)
+    assert stored is not None
+    try:
+        assert await stored.read(0, 100) == b"body"
+    finally:
+        stored.close()
+
+
+async def keep_house(tree: Tree) -> None:
+    """What is done once in a while."""
+
+    def work() -> None:
+        with tree.locked("ledger/stored") as fd:
+            files.write_number(fd, 1234567)
+            assert files.read_number(fd) == 1234567
+        tree.scan("blobs")
+        tree.is_free("blobs/none")
+        tree.evict("ledger/stored")
+
+    await hop(work)
+
+
+@pytest.mark.parametrize("work", [write_and_read, fill_and_open, keep_house])
+async def test_whichever_call_goes_wrong_no_descriptor_is_lost_and_nothing_is_read_that_was_not_written(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch, work: Callable[[Tree], Awaitable[None]]
+) -> None:
+    disk = FaultyDisk(monkeypatch)
+    disk.fail(None)
+    await work(tree)
+    found = points(disk.made)
+    disk.heal()
+    before = await descriptors()
+    for point in found:
+        for left in (TARGET, KEY):
+            await tree.remove(left)
+        disk.fail(point)
+        with contextlib.suppress(OSError):
+            await work(tree)
+        disk.heal()
+        for _ in range(100):
+            if await descriptors() == before:
+                break
+        assert await descriptors() == before, point
+        if (tree.root / TARGET).exists():
+            assert (tree.root / TARGET).read_bytes() == b"body", point
+    assert len(found) > 50
+
+
+async def descriptors() -> set[str]:
+    """The files below a store that this process has open."""
+
+    def look() -> set[str]:
+        found = set()
+        for name in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):
+                found.add(f"{name} {os.readlink(f'/proc/self/fd/{name}')}")
+        return {one for one in found if "/store" in one}
+
+    return await hop(look)
+
+
+async def test_a_blob_whose_directory_cannot_be_synced_loses_its_name_again(tree: Tree, faulty: FaultyDisk) -> None:
+    handle = await spool(tree, b"body")
+    faulty.fail(Point("fsync", 2, errno.EIO))
+    with pytest.raises(OSError, match="Input/output"):
+        await tree.commit_spool(KEY, handle, TARGET)
+    faulty.heal()
+    assert not (tree.root / TARGET).exists()
+    await closed(handle)
+
+
+async def test_a_disk_that_takes_nothing_and_says_nothing_is_full(tree: Tree, faulty: FaultyDisk) -> None:
+    handle = await spool(tree)
+    writer = await tree.open_for_writing(KEY, handle)
+    faulty.fail(Point("pwrite", 1, NOTHING))
+    with pytest.raises(OSError, match="No space"):
+        await files.append(writer, 0, hashlib.sha256(), memoryview(b"body"))
+    await closed(handle, writer)
+
+
+async def test_a_short_read_is_not_taken_for_the_end_of_the_file(tree: Tree, faulty: FaultyDisk) -> None:
+    handle = await spool(tree, b"body")
+    faulty.fail(Point("pread", 1, SHORT))
+    assert await handle.read(0, 100) == b"body"
+    await closed(handle)
