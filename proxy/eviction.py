@@ -72,6 +72,8 @@ class Space:
         self._own = f"{_LEDGER}/{secrets.token_hex(8)}"
         self._own_lock: contextlib.ExitStack = contextlib.ExitStack()
         self._own_fd = -1
+        self._reserved_here = 0  # bytes, as the file of our own has it unless the disk would not take it
+        self._owed: list[tuple[int, int]] = []  # reserved, stored: what is over, and not in the ledger yet
         self._making_room = asyncio.Lock()  # one look at a time
         self._is_doubtful = False  # the ledger: a process died that had a part in it
         self._looked = -math.inf  # when the last look ended, by the monotonic clock
@@ -88,13 +90,22 @@ class Space:
         Where the ledger is lost, what is stored is counted as soon as somebody wants to know.
         """
         with self._ledger() as ledger:
-            # Within the ledger's lock: nobody takes the new file for a dead process's before it is locked.
-            self._own_fd = self._own_lock.enter_context(self._tree.locked(self._own))
+            self._join()
             is_known = is_number(ledger)
         self._is_doubtful = not is_known
         if is_known:
             with contextlib.suppress(NoSpace):  # others fill what there is: so be it
                 self._make_room(0, [])
+
+    def _join(self) -> None:
+        """Have a file of our own, again if somebody has removed it.
+
+        Within the ledger's lock: nobody takes the new file for a dead process's before it is locked.
+        """
+        if self._own_fd < 0 or not self._tree.is_named(self._own, self._own_fd):
+            self._own_fd = -1
+            self._own_lock.close()
+            self._own_fd = self._own_lock.enter_context(self._tree.locked(self._own))
 
     async def aclose(self) -> None:
         """Give back every reservation of this process."""
@@ -102,7 +113,8 @@ class Space:
 
     def _close(self) -> None:
         self._own_lock.close()
-        self._tree.evict(self._own)
+        with contextlib.suppress(OSError):  # whoever counts next removes it: nobody has it locked
+            self._tree.evict(self._own)
 
     async def refresh(self) -> int:
         """The bytes that are stored, other processes' work included."""
@@ -111,6 +123,7 @@ class Space:
     def _stored(self) -> int:
         while True:
             with self._ledger() as ledger:
+                self._pay(ledger)
                 if is_number(ledger):
                     return read_number(ledger) + self._spools()[1]
             self.look()
@@ -121,7 +134,15 @@ class Space:
             raise NoSpace
 
     async def change(self, reserved: int, stored: int) -> None:
-        """Add to (or take from) what this process has reserved, and what is stored. Raises NoSpace, OSError."""
+        """Add to (or take from) what this process has reserved, and what is stored. Raises NoSpace, OSError.
+
+        What is given back is so at once: where the disk will not note it, that is done with the next change.
+        """
+        if reserved <= 0:
+            self._owed.append((reserved, stored))
+            with contextlib.suppress(OSError):
+                await hop(self._settle)
+            return
         if await hop(self._change, reserved, stored):
             return
         await self._record_uses()
@@ -136,17 +157,33 @@ class Space:
     def _change(self, reserved: int, stored: int) -> bool:
         """Whether there is room for what is to be reserved, and was so without dropping anything."""
         with self._ledger() as ledger:
+            self._pay(ledger)
             is_known = is_number(ledger)
             if stored and is_known:
                 write_number(ledger, read_number(ledger) + stored)
-            fits = reserved <= 0 or not self._is_limited
-            fits = fits or (is_known and self._lacking(read_number(ledger), reserved) <= 0)
+            fits = not self._is_limited or (is_known and self._lacking(read_number(ledger), reserved) <= 0)
             if fits:
                 self._reserve(reserved)
         return fits
 
     def _reserve(self, size: int) -> None:
-        write_number(self._own_fd, read_number(self._own_fd) + size)
+        write_number(self._own_fd, self._reserved_here + size)
+        self._reserved_here += size
+
+    def _settle(self) -> None:
+        with self._ledger() as ledger:
+            self._pay(ledger)
+
+    def _pay(self, ledger: int) -> None:
+        """Note what is owed. Raises OSError: it stays owed then."""
+        self._join()
+        owed = len(self._owed)  # others may add to it meanwhile
+        stored = sum(stored for _, stored in self._owed[:owed])
+        if stored and is_number(ledger):  # else it is counted with all the rest
+            write_number(ledger, read_number(ledger) + stored)
+        self._reserved_here += sum(reserved for reserved, _ in self._owed[:owed])
+        del self._owed[:owed]
+        write_number(self._own_fd, self._reserved_here)
 
     @contextlib.contextmanager
     def _ledger(self) -> Iterator[int]:

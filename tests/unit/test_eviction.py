@@ -1,6 +1,7 @@
 """Space: reserved before it is written, counted for all processes, made by dropping what was used longest ago."""
 
 import asyncio
+import errno
 import os
 import threading
 import time
@@ -14,6 +15,7 @@ from proxy import candidates, eviction
 from proxy.eviction import LARGEST_FLOOR, Bounds, Evicted, NoSpace, Reservation, Space
 from proxy.files import Disk, Entry, Handle, Tree, hop
 from proxy.stores.disk import open_tree
+from tests.faulty_disk import FaultyDisk, Point
 
 BLOCK = 4096
 BLOB = 25 * BLOCK  # more than what counts as small
@@ -502,3 +504,49 @@ async def test_the_floor_is_a_small_part_of_a_small_disk(tree: Tree, monkeypatch
         await reserve(space, BLOB)
         with pytest.raises(NoSpace):
             await reserve(space, 1)
+
+
+# A disk that fails
+
+
+@pytest.mark.parametrize("operation", ["create", "pwrite"])
+async def test_what_is_given_back_on_a_failing_disk_is_noted_as_soon_as_it_can_be(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
+    disk = FaultyDisk(monkeypatch)
+    async with space_of(tree, 100 * BLOCK) as space:
+        one, other = await reserve(space, 30 * BLOCK), await reserve(space, 40 * BLOCK)
+        disk.fail(Point("any", 1, errno.ENOSPC) if operation == "pwrite" else Point(operation, 1, errno.EIO))
+        await one.settle(30 * BLOCK)
+        await other.settle(0)
+        disk.heal()
+        assert await space.refresh() == 30 * BLOCK
+        assert int((tree.root / space._own).read_bytes()) == 0
+
+
+async def test_a_process_joins_the_ledger_when_the_disk_lets_it(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = FaultyDisk(monkeypatch)
+    space = Space(tree, Bounds(100 * BLOCK), record_uses=Recorder().record, kept=frozenset, evicted=lambda _: None)
+    disk.fail(Point("any", 1, errno.EROFS))
+    with pytest.raises(OSError, match="Read-only"):
+        await hop(space.open)
+    disk.heal()
+    await reserve(space, 100 * BLOCK)
+    async with space_of(tree, 100 * BLOCK) as other:
+        with pytest.raises(NoSpace):
+            await reserve(other, BLOCK)
+    await space.aclose()
+
+
+@pytest.mark.parametrize("what", ["stored", "*"])
+async def test_a_ledger_that_is_deleted_is_made_again_with_all_that_it_said(tree: Tree, what: str) -> None:
+    async with space_of(tree, 100 * BLOCK) as space, space_of(tree, 100 * BLOCK) as other:
+        held = await reserve(space, 50 * BLOCK)
+        add(tree, "aa", 30 * BLOCK, 1.0)
+        for path in list((tree.root / "ledger").glob(what)):
+            path.unlink()
+        assert await space.refresh() == 30 * BLOCK
+        with pytest.raises(NoSpace):
+            await reserve(other, 60 * BLOCK)
+        await held.settle(0)
+        await reserve(other, 60 * BLOCK)
