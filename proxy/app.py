@@ -83,9 +83,8 @@ async def build(config: Config, log: Logger, metrics: Metrics) -> AsyncIterator[
             kept=lambda: pins.kept(tree),
             evicted=lambda gone: _evicted(gone, log, metrics),
         )
-        await files.hop(sweep, tree)
-        await files.hop(space.open)
         stack.push_async_callback(space.aclose)
+        await _take_stock(config, tree, space, log)
         stack.push_async_callback(store.record_uses)
         stack.push_async_callback(repositories.record_pulls)
         limits, memory = DiskLimits(tree), Memory(PARTS_IN_MEMORY)
@@ -127,6 +126,20 @@ def _work(tree: files.Tree) -> list[Job]:
         Job("sweep", SWEEP, lambda: files.hop(sweep, tree)),
         Job("forget", FORGET, lambda: files.hop(forget, tree)),
     ]
+
+
+async def _take_stock(config: Config, tree: files.Tree, space: Space, log: Logger) -> None:
+    """Look through the store. A disk that takes no writes is no reason not to serve what is on it. Raises OSError."""
+    try:
+        await files.hop(sweep, tree)
+        await files.hop(space.open)
+    except OSError as error:
+        if files.is_exhausted(error):
+            raise
+        log.warning(
+            "the store takes no writes", path=str(config.store.path), reason=error.strerror,
+            meanwhile="what is cached is served, and all else passes through",
+        )  # fmt: skip
 
 
 def _evicted(gone: Evicted, log: Logger, metrics: Metrics) -> None:

@@ -241,7 +241,11 @@ class Blobs:
         Raises OciError, OSError.
         """
         link = await self._permissions.known(repository, digest)
-        if link is None and (repository.registry, digest) not in self._fills and await self._is_stored(digest):
+        if (
+            link is None
+            and (repository.registry, digest) not in self._fills
+            and await self._is_stored(repository, digest)
+        ):
             link = await self._permissions.granted(repository, digest)
         handle = None if link is None else await self._stored(repository, digest, link)
         if handle is not None:
@@ -312,19 +316,29 @@ class Blobs:
 
     # What is stored, and who may have it
 
-    async def _is_stored(self, digest: Digest) -> bool:
-        handle = await self._means.blobs.open(digest)
+    async def _is_stored(self, repository: Repository, digest: Digest) -> bool:
+        handle = await self._found(repository, digest)
         if handle is None:
             return False
         handle.close()
         return True
+
+    async def _found(self, repository: Repository, digest: Digest) -> Handle | None:
+        """The file; None as well where the disk cannot read it, and upstream can be asked for it."""
+        try:
+            return await self._means.blobs.open(digest)
+        except OSError as error:
+            if error.errno != errno.EIO or self._upstreams[repository.registry].is_sealed:
+                raise
+            self._means.log.warning("blob unreadable", digest=str(digest), remedy="fetched again")
+            return None
 
     async def _stored(self, repository: Repository, digest: Digest, link: Link) -> Handle | None:
         """The stored blob; None if it is not there, or was damaged, in which case it is removed to be fetched again.
 
         A link whose size is not the file's, or that knows none, is told the right one: the next look is cheap.
         """
-        handle = await self._means.blobs.open(digest)
+        handle = await self._found(repository, digest)
         if handle is None:
             return None
         if link.size != handle.size:

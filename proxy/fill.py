@@ -191,7 +191,12 @@ class Fill:
 
     async def _stored(self, handle: Handle) -> Result | None:
         """The blob may have been stored between the caller's look and our lock."""
-        stored = None if self.spool.is_open else await self._means.blobs.open(self.digest)
+        try:
+            stored = None if self.spool.is_open else await self._means.blobs.open(self.digest)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return None  # it cannot be read: what comes takes its name
         if stored is None:
             return None
         try:

@@ -1,8 +1,9 @@
 """What is done every few seconds, and not per request: uses written down, files swept, others' changes heeded."""
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from proxy import files
 from proxy.certificates import Certificate
@@ -42,6 +43,7 @@ class Housekeeping:
         self._log = log
         self._limit = 0
         self._changes: bytes | None = None
+        self._troubles: dict[str, int | None] = {}  # errno of each step that failed the last time
 
     async def run(self, certificate: Certificate | None = None) -> None:
         """Go round until cancelled; what fails is logged, and tried again the next time."""
@@ -49,27 +51,47 @@ class Housekeeping:
         self._metrics.descriptor_limit.set(self._limit)
         self._log.debug("descriptor limit", before=before, now=self._limit)
         while True:
-            try:
-                await self._round(certificate)
-            except Exception:
-                self._log.exception("housekeeping failed; it is tried again")
+            await self._round(certificate)
             await asyncio.sleep(TICK)
 
     async def _round(self, certificate: Certificate | None) -> None:
-        await self._manifests.note_uses()
-        await self._store.record_uses()
-        await self._repositories.record_pulls()
-        await self._heed_changes()
-        await self._space.prepare()
-        self._metrics.cache_bytes.set(await self._space.refresh())
+        """One step after the other, each whether or not the others fail."""
+        await self._step("uses of images", self._manifests.note_uses)
+        await self._step("uses of blobs", self._store.record_uses)
+        await self._step("pulls", self._repositories.record_pulls)
+        await self._step("changes", self._heed_changes)
+        await self._step("links", self._repositories.write_again)
+        await self._step("manifests", self._manifests.store_again)
+        await self._step("room", self._space.prepare)
+        await self._step("space", self._count)
         for upstream in self.upstreams:
-            await upstream.tick()
+            await self._step(f"limits of {upstream.registry}", upstream.tick)
+        await self._step("descriptors", self._count_descriptors)
+        if certificate is not None:
+            await self._step("certificate", lambda: certificate.refresh(self._log))
+
+    async def _step(self, name: str, step: Callable[[], Awaitable[None]]) -> None:
+        """What fails is tried again in the next round. A disk that goes on refusing is worth one line, not one each."""
+        try:
+            await step()
+        except OSError as error:
+            if self._troubles.get(name) != error.errno:
+                self._log.warning("housekeeping failed; it is tried again", step=name, reason=error.strerror)
+            self._troubles[name] = error.errno
+        except Exception:
+            self._log.exception("housekeeping failed; it is tried again", step=name)
+        else:
+            if self._troubles.pop(name, None) is not None:
+                self._log.info("housekeeping goes on", step=name)
+
+    async def _count(self) -> None:
+        self._metrics.cache_bytes.set(await self._space.refresh())
+
+    async def _count_descriptors(self) -> None:
         count = await files.count_descriptors()
         self._metrics.descriptors.set(count)
         if count > SCARCE * self._limit:
             self._log.warning("file descriptors are scarce", open=count, limit=self._limit, remedy="raise LimitNOFILE")
-        if certificate is not None:
-            await certificate.refresh(self._log)
 
     async def _heed_changes(self) -> None:
         """What an operator has changed is not to be remembered as it was."""
@@ -87,4 +109,5 @@ def sweep(tree: files.Tree) -> None:
     for directory in ("spool", "tmp"):
         for entry in tree.scan(directory):
             if entry.used < max(time.time() - SPOOL_LIFE, booted):
-                tree.evict(entry.key)
+                with contextlib.suppress(OSError):  # the next sweep may be able to
+                    tree.evict(entry.key)

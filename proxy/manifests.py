@@ -1,6 +1,8 @@
 """Manifests: a digest is immutable, a tag is revalidated; what is cached is served when upstream does not answer."""
 
 import asyncio
+import contextlib
+import errno
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -78,6 +80,8 @@ class Manifests:
         self._postponed: LRUCache[tuple[Repository, Tag], tuple[float, OciError]] = LRUCache(NEGATIVES)
         self._flights: SingleFlight[tuple[Repository, Reference], Served] = SingleFlight()
         self._pulled: set[tuple[Repository, Digest]] = set()  # since the last note_uses()
+        self._unstored: set[tuple[Repository, Digest]] = set()  # the disk would not take these manifests ...
+        self._unrecorded: set[tuple[Repository, Tag]] = set()  # ... nor what these tags stand for
 
     async def aclose(self) -> None:
         """Give up what is in flight."""
@@ -272,16 +276,20 @@ class Manifests:
         record = TagRecord(digest, time.time())
         self._postponed.pop((repository, tag), None)
         try:
-            known = await self._repositories.tag(repository, tag)
-            if known is not None and known.is_frozen:
-                return  # while upstream was being asked
-            self._tags[repository, tag] = record
-            await self._repositories.put_tag(repository, tag, record)
-            if known is None or known.digest != digest:
-                await self._note_move(repository, tag, Move(record.checked, digest))
+            await self._record(repository, tag, record)
         except OSError as error:
             self._tags[repository, tag] = record
+            self._unrecorded.add((repository, tag))
             self._log.error("tag not recorded", repository=str(repository), tag=str(tag), reason=error.strerror)
+
+    async def _record(self, repository: Repository, tag: Tag, record: TagRecord) -> None:
+        known = await self._repositories.tag(repository, tag)
+        if known is not None and known.is_frozen:
+            return  # while upstream was being asked
+        self._tags[repository, tag] = record
+        await self._repositories.put_tag(repository, tag, record)
+        if known is None or known.digest != record.digest:
+            await self._note_move(repository, tag, Move(record.checked, record.digest))
 
     async def _note_move(self, repository: Repository, tag: Tag, move: Move) -> None:
         seen = await self._repositories.history(repository, tag)
@@ -313,23 +321,32 @@ class Manifests:
         if kept is not None:
             self._blobs.used(digest)
             return kept
-        link = await self._repositories.link(repository, digest)
-        if link is None or link.media_type is None:
-            return None
-        handle = await self._blobs.open(digest)
-        if handle is None:
-            return None
         try:
-            body = await handle.read(0, manifest.MAX_BYTES + 1)
-        finally:
-            handle.close()
+            found = await self._read(repository, digest)
+        except OSError as error:
+            if error.errno != errno.EIO or self._upstreams[repository.registry].is_sealed:
+                raise
+            self._log.warning("manifest unreadable", digest=str(digest), remedy="fetched again")
+            return None
+        if found is None:
+            return None
+        media_type, body = found
         if Digest.of(body, digest.algorithm) != digest:
             self._log.warning("manifest damaged", digest=str(digest), remedy="fetched again")
             await self._blobs.remove(digest)
             return None
-        return self._remember(
-            repository, await asyncio.to_thread(manifest.parse, body, link.media_type, digest.algorithm)
-        )
+        return self._remember(repository, await asyncio.to_thread(manifest.parse, body, media_type, digest.algorithm))
+
+    async def _read(self, repository: Repository, digest: Digest) -> tuple[str, bytes] | None:
+        """The media type and the bytes of a manifest, as they are on the disk. Raises OSError."""
+        link = await self._repositories.link(repository, digest)
+        handle = None if link is None or link.media_type is None else await self._blobs.open(digest)
+        if link is None or link.media_type is None or handle is None:
+            return None
+        try:
+            return link.media_type, await handle.read(0, manifest.MAX_BYTES + 1)
+        finally:
+            handle.close()
 
     async def _fetched(self, repository: Repository, reference: Reference, *, fallback: bool) -> Manifest:
         """Fetch, verify, and keep: content first, then the link."""
@@ -340,18 +357,51 @@ class Manifests:
                 self._missing[repository, reference] = error
             raise
         try:
-            async with Reservation(self._space) as reservation:
-                await reservation.grow(len(found.body))
-                await self._blobs.put(found.digest, found.body)
-                await reservation.settle(len(found.body))
-            await self._repositories.put_link(repository, found.digest, Link(len(found.body), found.media_type))
+            await self._store(repository, found)
         except NoSpace:
             self._log.warning("manifest not cached", digest=str(found.digest), reason="store.max_size leaves no room")
         except OSError as error:
             self._log.warning("manifest not cached", digest=str(found.digest), reason=error.strerror)
+            self._unstored.add((repository, found.digest))
         self._remember(repository, found)
         self.came(repository, found)
         return found
+
+    async def _store(self, repository: Repository, found: Manifest) -> None:
+        """Put a manifest and its link on the disk. Raises NoSpace, OSError."""
+        is_new = not await self._is_stored(found.digest)
+        async with Reservation(self._space) as reservation:
+            await reservation.grow(len(found.body))
+            await self._blobs.put(found.digest, found.body)
+            await reservation.settle(len(found.body) if is_new else 0)
+        await self._repositories.put_link(repository, found.digest, Link(len(found.body), found.media_type))
+
+    async def _is_stored(self, digest: Digest) -> bool:
+        try:
+            handle = await self._blobs.open(digest)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return False
+        if handle is not None:
+            handle.close()
+        return handle is not None
+
+    async def store_again(self) -> None:
+        """Put on the disk what it would not take before: only this process's memory has it. Raises OSError."""
+        while self._unrecorded:
+            repository, tag = named = next(iter(self._unrecorded))
+            record = self._tags.get(named)
+            if record is not None:
+                await self._record(repository, tag, record)
+            self._unrecorded.discard(named)
+        while self._unstored:
+            image = next(iter(self._unstored))
+            found = self._memory.get(image)
+            if found is not None:
+                with contextlib.suppress(NoSpace):
+                    await self._store(image[0], found)
+            self._unstored.discard(image)
 
     def _remember(self, repository: Repository, found: Manifest) -> Manifest:
         """Keep a manifest in memory, and the sizes it promises of what it names: upstream will be held to them."""

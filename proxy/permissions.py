@@ -1,5 +1,6 @@
 """Which repository may have which digest: by the link it has, or by upstream's word. Bytes are shared, this is not."""
 
+import errno
 from collections.abc import Mapping, MutableMapping
 from dataclasses import replace
 
@@ -26,8 +27,16 @@ class Permissions:
         self._flights: SingleFlight[tuple[Repository, Digest], Link] = SingleFlight()
 
     async def known(self, repository: Repository, digest: Digest) -> Link | None:
-        """The link, if there is one: upstream is not asked."""
-        return await self._repositories.link(repository, digest)
+        """The link, if there is one: upstream is not asked. Raises OSError.
+
+        One that the disk cannot read is as good as none where upstream can be asked.
+        """
+        try:
+            return await self._repositories.link(repository, digest)
+        except OSError as error:
+            if error.errno != errno.EIO or self._upstreams[repository.registry].is_sealed:
+                raise
+            return None
 
     async def granted(self, repository: Repository, digest: Digest) -> Link:
         """The link; without one, upstream's word. Raises the OciError of an upstream that denies it, or is away."""

@@ -12,6 +12,7 @@ jobs/<name>                                   when some work was last done, lock
 tmp/, ledger/                                 small files on their way in; how much space is taken
 """
 
+import errno
 import json
 import secrets
 import time
@@ -101,6 +102,7 @@ class DiskRepositories:
         self._tree = tree
         self._links: LRUCache[tuple[Repository, Digest], Link] = LRUCache(LINKS_IN_MEMORY)
         self._pulls: LRUCache[tuple[Repository, Digest], float] = LRUCache(USES_IN_MEMORY)
+        self._unwritten: set[tuple[Repository, Digest]] = set()  # of the links in memory: the disk would not take them
 
     async def link(self, repository: Repository, digest: Digest) -> Link | None:
         known = self._links.get((repository, digest))
@@ -113,13 +115,29 @@ class DiskRepositories:
         return link
 
     async def put_link(self, repository: Repository, digest: Digest, link: Link) -> None:
-        known = await self.link(repository, digest)
-        if known == link:
+        try:
+            known = await self.link(repository, digest)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            known = None  # it cannot be read: the new one takes its name
+        if known == link and (repository, digest) not in self._unwritten:
             return
         cached = time.time() if known is None or known.cached is None else known.cached
         self._links[repository, digest] = replace(link, cached=cached)  # true whether or not the disk has room for it
+        self._unwritten.add((repository, digest))
         record = {"size": link.size, "mediaType": link.media_type, "cached": cached}
         await self._write(link_key(repository, digest), record)
+        self._unwritten.discard((repository, digest))
+
+    async def write_again(self) -> None:
+        """Write the links that the disk would not take before. Raises OSError."""
+        while self._unwritten:
+            repository, digest = image = next(iter(self._unwritten))
+            link = self._links.get(image)
+            if link is not None:
+                await self.put_link(repository, digest, link)
+            self._unwritten.discard(image)
 
     async def tag(self, repository: Repository, tag: Tag) -> TagRecord | None:
         record = await self._read(tag_key(repository, tag))

@@ -1,6 +1,7 @@
 """What somebody did to the cache directory: never followed, never served, healed from upstream."""
 
 import asyncio
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -292,6 +293,35 @@ async def test_a_damaged_manifest_is_fetched_again(upstream: FakeRegistry, store
     path.chmod(0o400)
     async with running(toml(upstream.url), store) as proxy:
         assert (await proxy.get(f"/v2/{REPO}/manifests/{image.digest}")).body == image.body
+
+
+@pytest.mark.parametrize("part", ["manifest", "layer"])
+@pytest.mark.parametrize("folder", ["blobs", "_links"])
+async def test_what_the_disk_cannot_read_is_fetched_again_and_replaced(
+    upstream: FakeRegistry, store: Path, monkeypatch: pytest.MonkeyPatch, part: str, folder: str
+) -> None:
+    image = upstream.add_image(REPO, "v1", [DATA])
+    bad = (image.digest if part == "manifest" else image.layer_digests[0]).partition(":")[2]
+    async with running(toml(upstream.url), store) as proxy:
+        await proxy.get(f"/v2/{REPO}/manifests/v1")
+        await pull(proxy, image.layer_digests[0])
+    before = {path: path.stat().st_ctime_ns for path in everything_in(store) if path.name == bad}
+    real = os.open
+
+    def failing(path: str, flags: int, *args: int, dir_fd: int | None = None) -> int:
+        if path == bad and dir_fd is not None and f"/{folder}/" in os.readlink(f"/proc/self/fd/{dir_fd}") + "/":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path, flags, *args, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "open", failing)
+    async with running(toml(upstream.url), store) as proxy:
+        got = await proxy.get(f"/v2/{REPO}/manifests/v1")
+        assert (got.status, got.body) == (200, image.body)
+        await pull(proxy, image.layer_digests[0])
+        monkeypatch.undo()
+        await pull(proxy, image.layer_digests[0])
+    replaced = [path for path, changed in before.items() if path.stat().st_ctime_ns != changed]
+    assert any(f"/{folder}/" in str(path) for path in replaced)
 
 
 # The directory itself
