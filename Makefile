@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CONFIG ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test kill-loop check format lock test-clients conformance bench image clean
+.PHONY: help run test kill-loop faults check format lock test-clients conformance bench image clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ test: $(VENV)/.dev ## the whole suite that needs no root
 
 kill-loop: $(VENV)/.dev ## kill -9 under load, a hundred times; nothing that is published may be wrong (make test does ten)
 	ENTREPOT_KILLS=100 $(BIN)/pytest -s tests/e2e/test_kill_loop.py
+
+faults: $(VENV)/.dev ## let every call to the disk go wrong in turn, in each way that it may (make test tries a few of them)
+	ENTREPOT_FAULTS=all $(BIN)/pytest -n auto tests/e2e/test_faults.py
 
 test-clients: $(VENV)/.dev ## pull with Docker, containerd, podman and skopeo (root, on Debian; run .ci/install-clients first; Go for an S3 server)
 	$(BIN)/pytest --timeout 180 tests/clients

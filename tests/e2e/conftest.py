@@ -1,5 +1,6 @@
 """An upstream and a store for every test."""
 
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -37,3 +38,21 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exchange, "STALE_BUDGET", 0.2)
     monkeypatch.setattr(exchange, "BUDGET", 0.3)
     monkeypatch.setattr(outage, "PROBE_BUDGET", 0.2)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many faults of the disk were tried (see test_faults.py): of each operation, and of each kind."""
+    reports = [report for found in terminalreporter.stats.values() for report in found if hasattr(report, "when")]
+    points = [
+        str(value).split()
+        for report in reports
+        if report.when == "call"
+        for name, value in report.user_properties
+        if name == "fault"
+    ]
+    if points:
+        tried = Counter((operation, fault) for operation, _, fault in points)
+        terminalreporter.section(f"{len(points)} faults of the disk")
+        for operation in sorted({operation for operation, _ in tried}):
+            faults = ", ".join(f"{fault} {count}" for (of, fault), count in sorted(tried.items()) if of == operation)
+            terminalreporter.write_line(f"{operation:10}{faults}")

@@ -125,13 +125,14 @@ async def running(
     stream = io.StringIO()
     metrics = Metrics(CollectorRegistry())
     sock = bind(Listen(host="127.0.0.1", port=0), "server.listen")
-    async with (
-        build(config, make_logger("json", "debug", stream), metrics) as app,
-        listening(app.handlers, sock, tls),
-    ):
-        app.handlers.is_ready = True
-        host = f"127.0.0.1:{sock.getsockname()[1]}"
-        yield Proxy(host, app, config, store, metrics, stream)
+    with contextlib.closing(sock):
+        async with (
+            build(config, make_logger("json", "debug", stream), metrics) as app,
+            listening(app.handlers, sock, tls),
+        ):
+            app.handlers.is_ready = True
+            host = f"127.0.0.1:{sock.getsockname()[1]}"
+            yield Proxy(host, app, config, store, metrics, stream)
     assert "a defect" not in stream.getvalue(), stream.getvalue()
     if alone:
         await until(lambda: not _tasks_of_ours(), "tasks are left")
