@@ -26,7 +26,7 @@ from proxy.eviction import Bounds, Evicted, Space
 from proxy.fill import Means
 from proxy.forgetting import forget
 from proxy.handlers import Handlers
-from proxy.housekeeping import Housekeeping, sweep
+from proxy.housekeeping import Housekeeping, drop_lost, sweep
 from proxy.jobs import Job, Jobs
 from proxy.listings import Listings
 from proxy.manifests import Manifests
@@ -131,6 +131,7 @@ def _work(tree: files.Tree) -> list[Job]:
 async def _take_stock(config: Config, tree: files.Tree, space: Space, log: Logger) -> None:
     """Look through the store. A disk that takes no writes is no reason not to serve what is on it. Raises OSError."""
     try:
+        await drop_lost(tree)
         await files.hop(sweep, tree)
         await files.hop(space.open)
     except OSError as error:

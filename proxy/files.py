@@ -643,6 +643,12 @@ def raise_descriptor_limit() -> tuple[int, int]:
     return soft, hard
 
 
+def boot() -> bytes:
+    """What tells this boot of this machine from every other; blocking. Raises OSError."""
+    with open("/proc/sys/kernel/random/boot_id", "rb") as file:
+        return file.read().strip()
+
+
 async def count_descriptors() -> int:
     """How many descriptors this process has open."""
     return await hop(lambda: len(os.listdir("/proc/self/fd")))

@@ -9,7 +9,7 @@ from proxy import files
 from proxy.certificates import Certificate
 from proxy.eviction import Space
 from proxy.manifests import Manifests
-from proxy.stores.disk import CHANGES, CHANGES_LIMIT, DiskBlobs, DiskRepositories
+from proxy.stores.disk import BOOT, BOOT_LIMIT, CHANGES, CHANGES_LIMIT, DiskBlobs, DiskRepositories
 from proxy.telemetry import Logger, Metrics
 from proxy.upstream import Upstream
 
@@ -62,6 +62,7 @@ class Housekeeping:
         await self._step("changes", self._heed_changes)
         await self._step("links", self._repositories.write_again)
         await self._step("manifests", self._manifests.store_again)
+        await self._step("lost downloads", lambda: drop_lost(self._tree))
         await self._step("room", self._space.prepare)
         await self._step("space", self._count)
         for upstream in self.upstreams:
@@ -104,10 +105,22 @@ class Housekeeping:
 
 def sweep(tree: files.Tree) -> None:
     """Drop what nobody came back for: broken-off downloads, and small files that a crash left half-written."""
-    # What was written before the machine came up may have lost its last bytes in a power cut.
-    booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
     for directory in ("spool", "tmp"):
         for entry in tree.scan(directory):
-            if entry.used < max(time.time() - SPOOL_LIFE, booted):
+            if entry.used < time.time() - SPOOL_LIFE:
                 with contextlib.suppress(OSError):  # the next sweep may be able to
                     tree.evict(entry.key)
+
+
+async def drop_lost(tree: files.Tree) -> None:
+    """Drop the downloads that were left before the machine booted, or by another machine. Raises OSError.
+
+    A power cut may have taken the last of their bytes, and the readers of a resumed one get them before the digest is
+    known. No clock is asked: it may be wrong until the network is up.
+    """
+    boot = await files.hop(files.boot)
+    if await tree.read(BOOT, BOOT_LIMIT) == boot:
+        return
+    for entry in await files.hop(tree.scan, "spool"):
+        await files.hop(tree.evict, entry.key)
+    await tree.write(BOOT, boot)

@@ -7,6 +7,7 @@ repositories/<registry>/<name>/_links/<algorithm>/<hex>   last modified when a m
 pins/<registry>/<name>/_tags/<tag>, .../_links/<algorithm>/<hex>   what is not to go, and until when
 spool/<algorithm>-<hex>                       blobs on their way in
 limits/<registry>/<hex>                       what an upstream allows an account, and until when it is not to be asked
+boot                                          the boot of the machine that last wrote here
 changes                                       another content each time that an operator changes something
 jobs/<name>                                   when some work was last done, locked by the process that is at it
 tmp/, ledger/                                 small files on their way in; how much space is taken
@@ -31,6 +32,8 @@ from proxy.oci.reference import Repository, Tag
 from proxy.stores.base import Link, Pin, TagRecord
 
 DIRECTORIES = ("blobs", "repositories", "pins", "spool", "tmp", "ledger", "limits", "jobs")
+BOOT = "boot"  # the file that says which boot of which machine the downloads in spool/ are from
+BOOT_LIMIT = 64  # bytes
 CHANGES = "changes"  # the file that says, by being another, that an operator has changed what workers remember
 CHANGES_LIMIT = 64  # bytes
 RECORD_LIMIT = 4096  # bytes of a link's or a tag's file
