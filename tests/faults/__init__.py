@@ -1,0 +1,1 @@
+"""Real disks that fail: loop images as root. `make faults` runs them."""
