@@ -47,7 +47,7 @@ FAULTS: Mapping[str, tuple[int, ...]] = {
 }
 
 LASTING = (errno.EMFILE, errno.ENOSPC, errno.EROFS, errno.EIO)  # what a disk may be for good
-STRIDE = 5  # calls between one beginning of that and the next
+STRIDE = 10  # calls between one beginning of that and the next
 
 
 @dataclass(frozen=True, slots=True)
