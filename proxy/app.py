@@ -25,6 +25,7 @@ from proxy.desk import Desk
 from proxy.eviction import Bounds, Evicted, Space
 from proxy.fill import Means
 from proxy.handlers import Handlers
+from proxy.healing import Healing
 from proxy.housekeeping import Housekeeping, sweep
 from proxy.jobs import Job, Jobs
 from proxy.listings import Listings
@@ -32,6 +33,7 @@ from proxy.manifests import Manifests
 from proxy.parts import Memory
 from proxy.permissions import Permissions, Sizes
 from proxy.prefetch import Prefetch
+from proxy.scrubbing import Scrubber
 from proxy.stores.base import LimitStore, RepositoryStore
 from proxy.stores.disk import DiskBlobs, DiskRepositories, open_tree, spool_key
 from proxy.stores.limits import DiskLimits
@@ -62,6 +64,7 @@ class App:
     desk: Desk
     housekeeping: Housekeeping
     jobs: Jobs
+    scrubber: Scrubber
 
 
 @contextlib.asynccontextmanager
@@ -113,9 +116,20 @@ async def build(config: Config, log: Logger, metrics: Metrics) -> AsyncIterator[
             tree=tree, store=store, repositories=repositories, space=space, manifests=manifests,
             upstreams=tuple(upstreams.values()), metrics=metrics, log=log,
         )  # fmt: skip
-        jobs = Jobs(tree, [Job("sweep", SWEEP, lambda: files.hop(sweep, tree))], log)
-        desk = Desk(config, tree)
-        yield App(handlers, manifests, blobs, repositories, metrics, limits, desk, housekeeping, jobs)
+        healing = Healing(tree, store, manifests, blobs, {one.registry for one in config.upstream if not one.sealed})
+        scrubber = Scrubber(tree, healing, metrics, log, config.store.scrub_rate)
+        yield App(
+            handlers, manifests, blobs, repositories, metrics, limits, Desk(config, tree), housekeeping,
+            Jobs(tree, _due(config, tree, scrubber), log), scrubber,
+        )  # fmt: skip
+
+
+def _due(config: Config, tree: files.Tree, scrubber: Scrubber) -> list[Job]:
+    """What is done once in a while."""
+    due = [Job("sweep", SWEEP, lambda: files.hop(sweep, tree))]
+    if config.store.scrub_rate:
+        due.append(Job("scrub", config.store.scrub_interval, scrubber.patrol))
+    return due
 
 
 def _evicted(gone: Evicted, log: Logger, metrics: Metrics) -> None:

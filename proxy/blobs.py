@@ -64,7 +64,7 @@ class Blobs:
             link = await self._permissions.granted(repository, digest)
         handle = None if link is None else await self._stored(repository, digest, link)
         if handle is not None:
-            return StoredBlob(handle, partial(self._means.blobs.remove, digest))
+            return StoredBlob(handle, partial(self._means.blobs.remove, digest, handle))
         return await self._coming(repository, digest, link)
 
     async def _coming(self, repository: Repository, digest: Digest, link: Link | None) -> Blob:
@@ -151,8 +151,10 @@ class Blobs:
                 self._means.log.warning(
                     "blob damaged", digest=str(digest), size=handle.size, expected=link.size, remedy="fetched again"
                 )
-                handle.close()
-                await self._means.blobs.remove(digest)
+                try:
+                    await self._means.blobs.remove(digest, handle)
+                finally:
+                    handle.close()
                 return None
             await self._permissions.confirmed(repository, digest, handle.size)
         self._means.blobs.used(digest)

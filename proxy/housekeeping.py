@@ -8,6 +8,7 @@ from proxy import files
 from proxy.certificates import Certificate
 from proxy.eviction import Space
 from proxy.manifests import Manifests
+from proxy.stores import quarantine
 from proxy.stores.disk import CHANGES, CHANGES_LIMIT, DiskBlobs, DiskRepositories
 from proxy.telemetry import Logger, Metrics
 from proxy.upstream import Upstream
@@ -80,10 +81,11 @@ class Housekeeping:
 
 
 def sweep(tree: files.Tree) -> None:
-    """Drop what nobody came back for: broken-off downloads, and small files that a crash left half-written."""
+    """Drop what nobody came back for: broken-off downloads, files that a crash left half-written, what was damaged."""
     # What was written before the machine came up may have lost its last bytes in a power cut.
     booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
     for directory in ("spool", "tmp"):
         for entry in tree.scan(directory):
             if entry.used < max(time.time() - SPOOL_LIFE, booted):
                 tree.evict(entry.key)
+    quarantine.sweep(tree, time.time())

@@ -104,6 +104,17 @@ class Manifests:
         self._pulled.add((repository, served.manifest.digest))
         return served
 
+    async def restore(self, repository: Repository, digest: Digest) -> None:
+        """See to it that a manifest that was damaged on disk is there again: from memory, else from upstream.
+
+        Nobody has pulled it. Raises OciError; a disk that does not take it is logged.
+        """
+        kept = self._memory.get((repository, digest))
+        if kept is None:
+            await self._get(repository, digest, anew=False)
+        else:
+            await self._keep_content(repository, kept)
+
     async def _then(self, repository: Repository, tag: Tag, when: float) -> Digest:
         """What a tag stood for, as far as the cache has seen."""
         seen = await self._repositories.history(repository, tag)
@@ -321,24 +332,31 @@ class Manifests:
             return None
         try:
             body = await handle.read(0, manifest.MAX_BYTES + 1)
+            if Digest.of(body, digest.algorithm) != digest:
+                self._log.warning("manifest damaged", digest=str(digest), remedy="fetched again")
+                await self._blobs.remove(digest, handle)
+                return None
         finally:
             handle.close()
-        if Digest.of(body, digest.algorithm) != digest:
-            self._log.warning("manifest damaged", digest=str(digest), remedy="fetched again")
-            await self._blobs.remove(digest)
-            return None
         return self._remember(
             repository, await asyncio.to_thread(manifest.parse, body, link.media_type, digest.algorithm)
         )
 
     async def _fetched(self, repository: Repository, reference: Reference, *, fallback: bool) -> Manifest:
-        """Fetch, verify, and keep: content first, then the link."""
+        """Fetch, verify, and keep."""
         try:
             found = await self._upstreams[repository.registry].manifest(repository, reference, fallback=fallback)
         except OciError as error:
             if error.problem is Problem.MANIFEST_UNKNOWN:
                 self._missing[repository, reference] = error
             raise
+        await self._keep_content(repository, found)
+        self._remember(repository, found)
+        self.came(repository, found)
+        return found
+
+    async def _keep_content(self, repository: Repository, found: Manifest) -> None:
+        """Write a manifest down, if the disk takes it: content first, then the link."""
         try:
             async with Reservation(self._space) as reservation:
                 await reservation.grow(len(found.body))
@@ -349,9 +367,6 @@ class Manifests:
             self._log.warning("manifest not cached", digest=str(found.digest), reason="store.max_size leaves no room")
         except OSError as error:
             self._log.warning("manifest not cached", digest=str(found.digest), reason=error.strerror)
-        self._remember(repository, found)
-        self.came(repository, found)
-        return found
 
     def _remember(self, repository: Repository, found: Manifest) -> Manifest:
         """Keep a manifest in memory, and the sizes it promises of what it names: upstream will be held to them."""
