@@ -65,6 +65,7 @@ class App:
     housekeeping: Housekeeping
     jobs: Jobs
     scrubber: Scrubber
+    space: Space
 
 
 @contextlib.asynccontextmanager
@@ -120,7 +121,7 @@ async def build(config: Config, log: Logger, metrics: Metrics) -> AsyncIterator[
         scrubber = Scrubber(tree, healing, metrics, log, config.store.scrub_rate)
         yield App(
             handlers, manifests, blobs, repositories, metrics, limits, Desk(config, tree), housekeeping,
-            Jobs(tree, _due(config, tree, scrubber), log), scrubber,
+            Jobs(tree, _due(config, tree, scrubber), log), scrubber, space,
         )  # fmt: skip
 
 

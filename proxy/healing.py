@@ -16,6 +16,7 @@ from proxy.stores import disk
 from proxy.stores.base import BlobStore, Link
 
 AT_ONCE = 2  # blobs that are fetched again at a time: clients come first
+MOST_NAMED = 5  # repositories that are named of all that have something
 
 Links = Sequence[tuple[Repository, Link]]
 
@@ -57,12 +58,13 @@ class Damage:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a scrub has found, and what became of it; `reason` says why it was not healed."""
+    """What a scrub has found, what became of it, why it was not healed, and which repositories have it."""
 
     damage: Damage
     kind: Kind
     fate: Fate
     reason: str = ""
+    repositories: Sequence[Repository] = ()
 
 
 class Healing:
@@ -107,7 +109,8 @@ class Healing:
             kind = Kind.TRUNCATED
         async with self._turns:
             reason = await self._fetched(damage.digest, links) if fetch else "it was not to be fetched"
-        return Finding(damage, kind, Fate.MISSING if reason else Fate.HEALED, reason)
+        named = [repository for repository, _ in links[:MOST_NAMED]]
+        return Finding(damage, kind, Fate.MISSING if reason else Fate.HEALED, reason, named)
 
     def _without_digest(self, damage: Damage) -> Finding:
         """A stranger is missed by nobody. A link or tag is asked for anew; what only we knew is lost."""

@@ -9,12 +9,15 @@ import json
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from proxy.files import Tree, hop, write_number
 from proxy.healing import Damage, Fate, Finding, Healing, Kind
 from proxy.inspection import Inspection, Place, Seen
+from proxy.oci.history import END
+from proxy.oci.ratelimit import as_utc
 from proxy.stores import quarantine
 from proxy.telemetry import Logger, Metrics
 
@@ -62,8 +65,8 @@ class Throttle:
 class Tally:
     """How far a pass has come, and what it has found. Times are unix seconds, `size` is the bytes that were read."""
 
-    began: float
-    ended: float | None = None
+    began: Annotated[float, Field(ge=0, lt=END)]
+    ended: Annotated[float, Field(ge=0, lt=END)] | None = None
     place: Place = field(default_factory=Place)
     blobs: int = 0
     records: int = 0
@@ -80,6 +83,19 @@ class Tally:
     def is_well(self) -> bool:
         """Whether nothing is damaged still."""
         return not self.fates.get(Fate.MISSING) and not self.fates.get(Fate.LEFT)
+
+    def told(self) -> dict[str, Any]:
+        """For programs; sizes in bytes, times in UTC."""
+        return {
+            "began": as_utc(self.began),
+            "ended": None if self.ended is None else as_utc(self.ended),
+            "place": self.place.key if self.place.directory else None,
+            "blobs": self.blobs,
+            "records": self.records,
+            "bytes": self.size,
+            "findings": self.findings,
+            "fates": self.fates,
+        }
 
 
 def read_tally(body: bytes | None) -> Tally | None:
@@ -171,6 +187,7 @@ class Pass:
         self._means.log.warning(
             "scrub found", kind=finding.kind, what=str(damage.digest or damage.key), bytes=damage.size,
             moved=damage.moved, fate=finding.fate, reason=finding.reason or None,
+            repositories=[str(repository) for repository in finding.repositories],
         )  # fmt: skip
         self._order.found(finding)
 

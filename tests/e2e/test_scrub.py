@@ -1,6 +1,7 @@
 """Damage that nobody has run into yet: found, taken out of the way, and healed from upstream."""
 
 import asyncio
+import contextlib
 import errno
 import json
 import os
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from proxy import files, scrubbing
@@ -18,8 +20,9 @@ from proxy.oci.digest import Digest
 from proxy.scrubbing import Busy, Order, Scrubber, Tally, Throttle
 from proxy.stores.disk import blob_key
 
-from .harness import Proxy, running, toml, until
+from .harness import Proxy, running, serving, toml, until
 from .test_damaged_store import DAMAGES, committed, replaced, shortened
+from .test_inventory import entrepot
 from .upstream import FakeRegistry, digest_of
 
 REPO = "library/app"
@@ -540,3 +543,85 @@ async def resident(path: Path) -> int:
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
     told, _ = await process.communicate()
     return int(told)
+
+
+# The command
+
+
+def configured(upstream: FakeRegistry, store: Path, more: str = "") -> None:
+    """Write the configuration, with no server that reads it."""
+    (store.parent / f"{store.name}.toml").write_text(toml(upstream.url, more=more))
+
+
+async def test_the_command_tells_what_it_found_and_what_became_of_it(upstream: FakeRegistry, store: Path) -> None:
+    digest = upstream.add_blob(REPO, DATA)
+    async with running(toml(upstream.url), store) as proxy:
+        assert await pulled(proxy, digest)
+        assert "all is well" in (await entrepot(store, "scrub")).stdout
+        await asyncio.to_thread(rotten, proxy.blob_path(digest))
+        (store / "blobs" / "a\x1b[31m").touch()
+        said = (await entrepot(store, "scrub")).stdout  # beside the server
+        assert "rot" in said
+        assert f"{digest[:19]}  307.2 kB  healed" in said
+        assert "2 found, 1 healed, 1 moved" in said
+        assert r"blobs/a\x1b[31m" in said
+        assert "307.2 kB  besides, in quarantine" in (await entrepot(store, "du")).stdout
+        assert await pulled(proxy, digest)
+        assert upstream.count("GET") == 2
+
+
+async def test_the_command_ends_with_1_where_something_is_missing_still(upstream: FakeRegistry, store: Path) -> None:
+    digest = upstream.add_blob(REPO, DATA)
+    async with running(toml(upstream.url), store) as proxy:
+        assert await pulled(proxy, digest)
+    await asyncio.to_thread(shortened, proxy.blob_path(digest))
+    configured(upstream, store, more="sealed = true")
+    told = json.loads((await entrepot(store, "scrub", "--json", code=1)).stdout)
+    assert (told["well"], told["fates"], told["blobs"]) == (False, {"missing": 1}, 1)
+    (found,) = told["found"]
+    assert (found["kind"], found["digest"], found["size"]) == ("truncated", digest, 1000)
+    assert found["repositories"] == [f"docker.io/{REPO}"]
+    assert (store / found["quarantine"]).stat().st_size == 1000
+
+
+async def test_the_command_fetches_nothing_where_it_is_told_not_to(upstream: FakeRegistry, store: Path) -> None:
+    digest = upstream.add_blob(REPO, DATA)
+    async with running(toml(upstream.url), store) as proxy:
+        assert await pulled(proxy, digest)
+    await asyncio.to_thread(rotten, proxy.blob_path(digest))
+    await entrepot(store, "scrub", "--no-heal", "--rate", "100MB", code=1)
+    assert upstream.count("GET") == 1
+
+
+async def test_the_command_does_not_scrub_beside_another_one(upstream: FakeRegistry, store: Path) -> None:
+    configured(upstream, store)
+    async with running(toml(upstream.url), store) as proxy:
+        tree = proxy.app.scrubber.tree
+        with contextlib.ExitStack() as stack:
+            assert await hop(stack.enter_context, tree.claimed(scrubbing.BY_HAND)) is not None
+            assert "another entrepot scrub" in (await entrepot(store, "scrub", code=2)).stderr
+    assert "500 MiB" in (await entrepot(store, "scrub", "--rate", "fast", code=2)).stderr
+
+
+async def test_a_server_scrubs_by_itself_and_tells_how_it_gets_on(upstream: FakeRegistry, store: Path) -> None:
+    digest = upstream.add_blob(REPO, DATA)
+    async with running(toml(upstream.url), store) as proxy:
+        assert await pulled(proxy, digest)
+    await asyncio.to_thread(rotten, proxy.blob_path(digest))
+    async with serving(toml(upstream.url), store) as server:
+        await until(lambda: any(line["event"] == "scrub done" for line in server.lines))
+        async with aiohttp.ClientSession() as session, session.get(f"http://{server.admin}/api/scrub") as response:
+            told = await response.json()
+        assert told["last"]["fates"] == {"healed": 1}
+        assert (told["rate"], told["quarantine"]) == (10_000_000, len(DATA))
+        metrics = await server.metrics()
+        assert 'entrepot_findings_total{fate="healed",kind="rot"} 1.0' in metrics
+        assert "entrepot_scrubbed_blobs_total 1.0" in metrics
+    async with serving(toml(upstream.url), store) as server:
+        assert await server.stop() == 0
+        assert not any(line["event"].startswith("scrub") for line in server.lines)  # it is not due yet
+
+
+async def test_a_rate_of_nothing_is_no_scrub(upstream: FakeRegistry, store: Path) -> None:
+    async with running(toml(upstream.url, store='scrub_rate = "0"'), store) as proxy:
+        assert [job.name for job in proxy.app.jobs._jobs] == ["sweep"]
