@@ -99,7 +99,10 @@ async def build(config: Config, log: Logger, metrics: Metrics) -> AsyncIterator[
         stack.push_async_callback(manifests.aclose)
         permissions = Permissions(upstreams, repositories, sizes, log)
         stack.push_async_callback(permissions.aclose)
-        blobs = Blobs(upstreams, Means(tree, store, space, log, spool_key), permissions, metrics)
+        blobs = Blobs(
+            upstreams, Means(tree, store, space, log, spool_key), permissions, metrics,
+            verifies=config.store.verify_on_read,
+        )  # fmt: skip
         stack.push_async_callback(blobs.aclose)
         prefetch = Prefetch({one.registry: one.prefetch for one in config.upstream}, blobs, log)
         stack.push_async_callback(prefetch.aclose)

@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 
-from proxy import files
 from proxy.download import Source
 from proxy.files import Handle
 from proxy.fill import Fill, Means, Result
@@ -18,6 +17,7 @@ from proxy.spool import End
 from proxy.stores.base import Link
 from proxy.telemetry import Metrics, Outcome
 from proxy.upstream import Upstream
+from proxy.vouching import Vouching
 
 MAX_FILLS = 128  # downloads at once from one upstream ...
 MAX_WAITING = 4096  # ... and with those that wait for their turn
@@ -32,7 +32,12 @@ class Blobs:
         means: Means,
         permissions: Permissions,
         metrics: Metrics,
+        *,
+        verifies: bool = False,
     ) -> None:
+        """`verifies`: what is stored is held against its digest whenever it is read."""
+        self._verifies = verifies
+        self._vouching = Vouching()
         self._upstreams = upstreams
         self._means = means
         self._permissions = permissions
@@ -48,23 +53,24 @@ class Blobs:
         """The size of a blob, without downloading it. Raises OciError, OSError."""
         link = await self._permissions.known(repository, digest)
         if link is not None:
-            handle = await self._stored(repository, digest, link)
+            handle = await self._stored(repository, digest, link, first=self._verifies)
             if handle is not None:
                 handle.close()
                 return handle.size
         return (await self._permissions.asked(repository, digest)).size
 
-    async def open(self, repository: Repository, digest: Digest) -> Blob:
+    async def open(self, repository: Repository, digest: Digest, *, in_part: bool = False) -> Blob:
         """The blob, as soon as its size is known and upstream has said that the repository has it.
 
-        Raises OciError, OSError.
+        `in_part`: not all of it will be read, so that its end cannot be withheld. Raises OciError, OSError.
         """
         link = await self._permissions.known(repository, digest)
         if link is None and (repository.registry, digest) not in self._fills and await self._is_stored(digest):
             link = await self._permissions.granted(repository, digest)
-        handle = None if link is None else await self._stored(repository, digest, link)
+        first = self._verifies and in_part
+        handle = None if link is None else await self._stored(repository, digest, link, first=first)
         if handle is not None:
-            return StoredBlob(handle, partial(self._means.blobs.remove, digest, handle))
+            return StoredBlob(handle, partial(self._take_out, digest, handle), digest if self._verifies else None)
         return await self._coming(repository, digest, link)
 
     async def _coming(self, repository: Repository, digest: Digest, link: Link | None) -> Blob:
@@ -138,27 +144,38 @@ class Blobs:
         handle.close()
         return True
 
-    async def _stored(self, repository: Repository, digest: Digest, link: Link) -> Handle | None:
+    async def _stored(self, repository: Repository, digest: Digest, link: Link, *, first: bool) -> Handle | None:
         """The stored blob; None if it is not there, or was damaged, in which case it is removed to be fetched again.
 
-        A link whose size is not the file's, or that knows none, is told the right one: the next look is cheap.
+        `first`: it is to be read through before any of it is used; as is one whose size is not its link's. A link that
+        was wrong, or knew no size, is told the right one: the next look is cheap.
         """
         handle = await self._means.blobs.open(digest)
         if handle is None:
             return None
-        if link.size != handle.size:
-            if not await _holds(digest, handle):
-                self._means.log.warning(
-                    "blob damaged", digest=str(digest), size=handle.size, expected=link.size, remedy="fetched again"
-                )
-                try:
-                    await self._means.blobs.remove(digest, handle)
-                finally:
-                    handle.close()
-                return None
-            await self._permissions.confirmed(repository, digest, handle.size)
+        try:
+            doubtful = first or link.size != handle.size or not handle.size  # of nothing, no end can be withheld
+            is_right = not doubtful or await self._vouching.holds(digest, handle)
+            if not is_right:
+                await self._take_out(digest, handle, "rot", expected=link.size)
+            elif link.size != handle.size:
+                await self._permissions.confirmed(repository, digest, handle.size)
+        except BaseException:
+            handle.close()
+            raise
+        if not is_right:
+            handle.close()
+            return None
         self._means.blobs.used(digest)
         return handle
+
+    async def _take_out(self, digest: Digest, handle: Handle, kind: str, expected: int | None = None) -> None:
+        """A stored blob is damaged: the next who wants it gets it from upstream."""
+        self._metrics.findings.labels(kind, "moved").inc()
+        self._means.log.warning(
+            "blob damaged", digest=str(digest), kind=kind, size=handle.size, expected=expected, remedy="fetched again"
+        )
+        await self._means.blobs.remove(digest, handle)
 
     async def _size(self, repository: Repository, digest: Digest, link: Link | None) -> int | None:
         """The size of a blob that only passes through: as a manifest says, else as upstream says now, not once."""
@@ -176,6 +193,7 @@ class Blobs:
 
     async def aclose(self) -> None:
         """Stop every fill; what has come stays on disk, for the next process to resume."""
+        await self._vouching.aclose()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -186,10 +204,3 @@ def _check_emptiness(repository: Repository, digest: Digest, size: int | None) -
     """An empty body has no last byte to withhold: that it is wrong must be said before the headers. Raises OciError."""
     if size == 0 and not digest.matches(digest.hasher()):
         raise OciError(Problem.UPSTREAM_INVALID, f"{repository.registry} has nothing where a blob belongs")
-
-
-async def _holds(digest: Digest, handle: Handle) -> bool:
-    """Whether a file is right, whatever upstream says of its size."""
-    hasher = digest.hasher()
-    await files.rehash(handle, hasher)
-    return digest.matches(hasher)

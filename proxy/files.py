@@ -118,6 +118,12 @@ def stamp(*paths: Path) -> tuple[int, ...]:
     )
 
 
+def identity(fd: int) -> tuple[int, int, int]:
+    """Which file is open: its device, its number there, its size in bytes; blocking."""
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino, status.st_size
+
+
 async def hop(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run one blocking call in a thread.
 

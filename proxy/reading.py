@@ -5,10 +5,12 @@ import errno
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Protocol
 
+from proxy import files
 from proxy.blob_stream import BlobStream, Interrupted
 from proxy.download import Source
 from proxy.files import Handle
 from proxy.oci.byterange import Span
+from proxy.oci.digest import Digest, Hasher
 from proxy.oci.errors import OciError, Problem
 from proxy.spool import End, Spool
 from proxy.telemetry import Outcome
@@ -35,28 +37,43 @@ class Blob(Protocol):
 
 
 class StoredBlob:
-    """A blob from the store."""
+    """A blob from the store. With a `digest` it is hashed as it is read; if it is wrong, its last piece is withheld.
+
+    `discard` takes it out of the store, saying why: the next client gets it from upstream.
+    """
 
     outcome = Outcome.HIT
 
-    def __init__(self, handle: Handle, discard: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, handle: Handle, discard: Callable[[str], Awaitable[None]], digest: Digest | None = None) -> None:
         self._handle = handle
         self._discard = discard
+        self._digest = digest
         self.size = handle.size
 
     async def read(self, span: Span | None) -> AsyncGenerator[bytes]:
         offset, stop = (0, self.size) if span is None else (span.start, span.stop)
+        hasher = self._digest.hasher() if self._digest is not None and stop - offset == self.size else None
         while offset < stop:
-            try:
-                data = await self._handle.read(offset, min(CHUNK, stop - offset))
-            except OSError as error:
-                if error.errno == errno.EIO:
-                    await self._discard()  # a bad sector stays bad: the next client gets the blob from upstream
-                raise
-            if not data:
-                raise OciError(Problem.OVERLOADED, "the file has become shorter than it was")
+            data = await self._piece(offset, min(CHUNK, stop - offset), hasher)
             offset += len(data)
+            if offset == stop and hasher is not None and self._digest is not None and not self._digest.matches(hasher):
+                await self._discard("rot")
+                raise OciError(Problem.OVERLOADED, "the blob has been damaged on the disk")
             yield data
+
+    async def _piece(self, offset: int, count: int, hasher: Hasher | None) -> bytes:
+        try:
+            if hasher is None:
+                data = await self._handle.read(offset, count)
+            else:
+                data = await files.read_hashed(self._handle, offset, count, hasher)
+        except OSError as error:
+            if error.errno == errno.EIO:
+                await self._discard("unreadable")  # a bad sector stays bad
+            raise
+        if not data:
+            raise OciError(Problem.OVERLOADED, "the file has become shorter than it was")
+        return data
 
     async def arriving(self) -> AsyncGenerator[int]:
         yield self.size
