@@ -627,3 +627,8 @@ def write_number(fd: int, value: int) -> None:
 def is_exhausted(error: BaseException | None) -> bool:
     """Whether an error says that this process or machine has no descriptors (or memory) left."""
     return isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
+
+
+def is_damage(error: OSError) -> bool:
+    """Whether an error says that the disk, or what the file system knows of it, is no good there."""
+    return error.errno in {errno.EIO, errno.EUCLEAN, errno.EBADMSG, errno.ENODATA}

@@ -3,7 +3,6 @@
 What is not is moved into the quarantine at once, while it is certain that it is still the same file.
 """
 
-import errno
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
@@ -39,12 +38,13 @@ class Place:
         return self.directory.split("/")
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """What a look at something has shown: how many bytes were read, and what is wrong, if anything is."""
+class _Unreadable(Exception):
+    """The disk would not say what is there, twice. `is_damage`: it is sure to be no good, and not only busy or away."""
 
-    size: int
-    damage: Damage | None = None
+    def __init__(self, error: OSError) -> None:
+        super().__init__(error.strerror)
+        self.reason = str(error.strerror)
+        self.is_damage = files.is_damage(error)
 
 
 class Inspection:
@@ -67,10 +67,8 @@ class Inspection:
                 continue
             try:
                 names, inner = await _twice(self._list, folder)
-            except OSError as error:
-                if files.is_exhausted(error):
-                    raise
-                yield Place(folder), Damage(Kind.UNREADABLE, folder, 0, None, str(error.strerror))
+            except _Unreadable as failure:
+                yield Place(folder), Damage(Kind.UNREADABLE, folder, 0, None, failure.reason)
                 continue
             for name in names:
                 if (folder.split("/"), name) > (after.path, after.name):
@@ -90,43 +88,40 @@ class Inspection:
                 names.append(name)
         return names, inner
 
-    async def look(self, key: str) -> Seen:
+    async def look(self, key: str) -> Damage | None:
         """Look at what is at a key; nothing, or a file that is evicted or replaced meanwhile, is no damage.
 
         Raises OSError where there are no descriptors or no memory, which says nothing of the file.
         """
         try:
             found = await _twice(self._tree.examine, key)
-        except OSError as error:
-            if files.is_exhausted(error):
-                raise
-            return Seen(0, Damage(Kind.UNREADABLE, key, 0, None, str(error.strerror)))
+        except _Unreadable as failure:
+            return Damage(Kind.UNREADABLE, key, 0, None, failure.reason)
         if found is None:
-            return Seen(0)
+            return None
         status, handle = found
         if handle is None:
-            return Seen(0, await self._set_aside(Kind.STRANGER, key, status))
+            return await self._set_aside(Kind.STRANGER, key, status)
         try:  # as long as the file is open no other one can be taken for it
             fault = await self._fault(key, handle)
-            return Seen(handle.size, None if fault is None else await self._set_aside(fault, key, status))
+            return None if fault is None else await self._set_aside(fault, key, status)
+        except _Unreadable as failure:
+            if failure.is_damage:
+                return await self._set_aside(Kind.UNREADABLE, key, status)
+            return Damage(Kind.UNREADABLE, key, status.st_size, None, failure.reason)
         finally:
             handle.close()
 
     async def _fault(self, key: str, handle: Handle) -> Kind | None:
-        try:
-            if key.startswith("blobs/"):
-                digest = disk.blob_digest(key)
-                if digest is None:
-                    return Kind.STRANGER
-                return None if await self._holds(digest, handle) else Kind.ROT
-            if disk.parse_key(key) is None:
+        if key.startswith("blobs/"):
+            digest = disk.blob_digest(key)
+            if digest is None:
                 return Kind.STRANGER
-            body = await _twice(os.pread, handle.fd, disk.HISTORY_LIMIT + 1, 0)
-            return None if disk.is_known_record(key, body) else Kind.RECORD
-        except OSError as error:
-            if error.errno != errno.EIO:
-                raise
-            return Kind.UNREADABLE
+            return None if await self._holds(digest, handle) else Kind.ROT
+        if disk.parse_key(key) is None:
+            return Kind.STRANGER
+        body = await _twice(os.pread, handle.fd, disk.HISTORY_LIMIT + 1, 0)
+        return None if disk.is_known_record(key, body) else Kind.RECORD
 
     async def _holds(self, digest: Digest, handle: Handle) -> bool:
         hasher, offset = digest.hasher(), 0
@@ -146,10 +141,18 @@ class Inspection:
 
 
 async def _twice(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """One call in a thread, and once more if the disk fails: damage is what does so again."""
+    """One call in a thread, and once more if it fails: only what does so again means anything. Raises _Unreadable.
+
+    Raises OSError where there are no descriptors, or no memory.
+    """
     try:
         return await hop(call, *args, **kwargs)
     except OSError as error:
-        if error.errno != errno.EIO:
+        if files.is_exhausted(error):
             raise
-    return await hop(call, *args, **kwargs)
+    try:
+        return await hop(call, *args, **kwargs)
+    except OSError as error:
+        if files.is_exhausted(error):
+            raise
+        raise _Unreadable(error) from None

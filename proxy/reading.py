@@ -1,7 +1,6 @@
 """The bytes of a blob for one reader: from the store, or on their way in."""
 
 import contextlib
-import errno
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Protocol
 
@@ -68,7 +67,7 @@ class StoredBlob:
             else:
                 data = await files.read_hashed(self._handle, offset, count, hasher)
         except OSError as error:
-            if error.errno == errno.EIO:
+            if files.is_damage(error):
                 await self._discard("unreadable")  # a bad sector stays bad
             raise
         if not data:

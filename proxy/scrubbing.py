@@ -15,7 +15,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from proxy.files import Tree, hop, write_number
 from proxy.healing import Damage, Fate, Finding, Healing, Kind
-from proxy.inspection import Inspection, Place, Seen
+from proxy.inspection import Inspection, Place
 from proxy.oci.history import END
 from proxy.oci.ratelimit import as_utc
 from proxy.stores import quarantine
@@ -139,8 +139,7 @@ class Pass:
             async with contextlib.aclosing(inspection.walk(self._tally.place)) as places:
                 async for place, damage in places:
                     await self._means.give_way(self._order)
-                    seen = await inspection.look(place.key) if damage is None else Seen(0, damage)
-                    self._note(place, seen)
+                    self._note(place, damage or await inspection.look(place.key))
                     await self._order.throttle.spend(SEEK)
                     await self._settle_if_due()
             await self._settle()
@@ -149,15 +148,19 @@ class Pass:
                 self._tell(Finding(damage, damage.kind, Fate.MISSING, "broken off; a pull fetches it"))
             raise
 
-    def _note(self, place: Place, seen: Seen) -> None:
-        if seen.damage is not None:
-            self._unsettled.append(seen.damage)
+    def _note(self, place: Place, damage: Damage | None) -> None:
+        if damage is not None:
+            self._unsettled.append(damage)
+        if damage is None or damage.kind is not Kind.STRANGER:
+            self._count(place)
+        self._tally.place = place
+
+    def _count(self, place: Place) -> None:
         if place.directory.startswith("blobs"):
             self._tally.blobs += 1
             self._means.metrics.scrubbed_blobs.inc()
         else:
             self._tally.records += 1
-        self._tally.place = place
 
     async def _read(self, count: int) -> None:
         self._tally.size += count

@@ -14,8 +14,9 @@ import aiohttp
 import pytest
 
 from proxy import files, scrubbing
-from proxy.files import hop
+from proxy.files import Tree, hop
 from proxy.healing import Fate, Finding, Kind
+from proxy.housekeeping import sweep
 from proxy.oci.digest import Digest
 from proxy.scrubbing import Busy, Order, Scrubber, Tally, Throttle
 from proxy.stores.disk import blob_key
@@ -137,8 +138,11 @@ async def test_a_stranger_is_moved_out_of_the_way_and_nobody_is_asked(
     path = proxy.store / key
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"stranger")
+    old = proxy.store / "quarantine" / "1-x-old"
+    old.touch()
     assert outcomes(await scrubbed(proxy)) == [(Kind.STRANGER, Fate.MOVED)]
     assert not path.exists()
+    assert not old.exists()
     assert len(quarantined(proxy.store)) == 1
     assert upstream.count() == 0
 
@@ -178,15 +182,16 @@ async def test_empty_directories_and_those_of_another_version_are_no_strangers(p
     assert (newer / "anything").exists()
 
 
+@pytest.mark.parametrize("body", [b"", b'{"size": []}', b'{"size": 7}' + b" " * 300_000], ids=["none", "other", "long"])
 @pytest.mark.parametrize("kind", ["_links/*", "_tags", "_history"])
 async def test_a_record_that_means_nothing_is_quarantined_and_asked_for_anew(
-    upstream: FakeRegistry, store: Path, kind: str
+    upstream: FakeRegistry, store: Path, kind: str, body: bytes
 ) -> None:
     image = upstream.add_image(REPO, "v1")
     async with running(toml(upstream.url), store) as proxy:
         await proxy.get(f"/v2/{REPO}/manifests/v1")
         (record,) = (store / "repositories").glob(f"**/{kind}/*")
-        record.write_bytes(b'{"size": []}')
+        record.write_bytes(body)
         fate = Fate.MISSING if kind == "_history" else Fate.MOVED
         assert outcomes(await scrubbed(proxy)) == [(Kind.RECORD, fate)]
         proxy.app.manifests.forget()
@@ -368,15 +373,84 @@ async def test_a_blob_that_is_replaced_just_as_it_is_moved_is_put_back(
     assert (path.read_bytes(), quarantined(proxy.store)) == (DATA, [])
 
 
+@pytest.mark.parametrize("number", [errno.EIO, errno.EUCLEAN, errno.EBADMSG])
 async def test_a_disk_that_fails_once_is_no_damage_and_twice_it_is(
+    upstream: FakeRegistry, proxy: Proxy, meddling: list[Callable[[], object]], number: int
+) -> None:
+    digest = upstream.add_blob(REPO, DATA)
+    assert await pulled(proxy, digest)
+    meddling.append(failing(number))
+    assert await scrubbed(proxy) == []
+    meddling += [failing(number), failing(number)]
+    assert outcomes(await scrubbed(proxy)) == [(Kind.UNREADABLE, Fate.HEALED)]
+
+
+async def test_storage_that_is_away_is_said_and_nothing_is_moved(
     upstream: FakeRegistry, proxy: Proxy, meddling: list[Callable[[], object]]
 ) -> None:
     digest = upstream.add_blob(REPO, DATA)
     assert await pulled(proxy, digest)
-    meddling.append(failing(errno.EIO))
-    assert await scrubbed(proxy) == []
-    meddling += [failing(errno.EIO), failing(errno.EIO)]
-    assert outcomes(await scrubbed(proxy)) == [(Kind.UNREADABLE, Fate.HEALED)]
+    meddling += [failing(errno.ESTALE), failing(errno.ESTALE)]
+    assert outcomes(await scrubbed(proxy)) == [(Kind.UNREADABLE, Fate.LEFT)]
+    assert quarantined(proxy.store) == []
+
+
+@pytest.mark.parametrize("call", ["entries", "examine"])
+async def test_what_cannot_be_looked_at_is_said_and_the_rest_goes_on(
+    upstream: FakeRegistry, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    first, second = sorted(upstream.add_blob(REPO, bytes([number])) for number in range(2))
+    for digest in (first, second):
+        assert await pulled(proxy, digest)
+    await asyncio.to_thread(rotten, proxy.blob_path(second))
+    key = blob_key(Digest.parse(first))
+    bad = key if call == "examine" else key.rpartition("/")[0]
+    real = getattr(Tree, call)
+
+    def fails(self: Tree, what: str) -> Any:
+        return failing(errno.EIO)() if what == bad else real(self, what)
+
+    monkeypatch.setattr(Tree, call, fails)
+    found = await scrubbed(proxy)
+    assert outcomes(found) == [(Kind.UNREADABLE, Fate.LEFT), (Kind.ROT, Fate.HEALED)]
+    assert (found[0].damage.key, found[0].reason) == (bad, "Input/output error")
+
+
+async def test_without_descriptors_nothing_is_said_of_what_could_not_be_looked_at(
+    upstream: FakeRegistry, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert await pulled(proxy, upstream.add_blob(REPO, DATA))
+    monkeypatch.setattr(Tree, "examine", lambda *_: failing(errno.EMFILE)())
+    found: list[Finding] = []
+    with pytest.raises(OSError, match="Too many open files"):
+        await proxy.app.scrubber.now(Order(Throttle(0), found=found.append))
+    assert found == []
+
+
+async def test_a_disk_that_fails_as_something_is_healed_says_nothing_of_what_is_read_meanwhile(
+    upstream: FakeRegistry, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scrubbing, "SETTLE", 0.0)
+    assert await pulled(proxy, upstream.add_blob(REPO, DATA))
+    monkeypatch.setattr(Scrubber, "_write", lambda *_: failing(errno.EIO)())
+    with pytest.raises(OSError, match="Input/output error"):
+        await proxy.app.scrubber.patrol()
+    assert quarantined(proxy.store) == []
+
+
+async def test_what_was_moved_when_a_scrub_breaks_off_is_told(
+    upstream: FakeRegistry, proxy: Proxy, meddling: list[Callable[[], object]]
+) -> None:
+    digests = sorted(upstream.add_blob(REPO, b"%d" % number) for number in range(2))
+    for digest in digests:
+        assert await pulled(proxy, digest)
+    await asyncio.to_thread(rotten, proxy.blob_path(digests[0]))
+    meddling += [lambda: None, lambda: None, failing(errno.EMFILE)]
+    with pytest.raises(OSError, match="Too many open files"):
+        await proxy.app.scrubber.patrol()
+    (line,) = [line for line in proxy.log if line["event"] == "scrub found"]
+    assert (line["what"], line["fate"], line["reason"]) == (digests[0], "missing", "broken off; a pull fetches it")
+    assert await pulled(proxy, digests[0])
 
 
 async def test_a_process_without_descriptors_finds_no_damage_and_goes_on_later(
@@ -618,6 +692,19 @@ async def test_a_server_scrubs_by_itself_and_tells_how_it_gets_on(upstream: Fake
         assert 'entrepot_findings_total{fate="healed",kind="rot"} 1.0' in metrics
         assert "entrepot_scrubbed_blobs_total 1.0" in metrics
         await until(lambda: int((store / "jobs" / "scrub").read_bytes() or b"0") > 0, "it is not due again")
+
+
+async def test_after_a_scrub_by_hand_the_servers_is_not_due(proxy: Proxy) -> None:
+    await scrubbed(proxy)
+    (job,) = [job for job in proxy.app.jobs._jobs if job.name == "scrub"]
+    assert await proxy.app.jobs.turn(job) > job.every - 60
+    assert [line["event"] for line in proxy.log].count("scrub done") == 1
+
+
+async def test_what_is_old_in_quarantine_goes_with_the_next_sweep(proxy: Proxy) -> None:
+    (proxy.store / "quarantine" / "1-x-old").touch()
+    await hop(sweep, proxy.app.scrubber.tree)
+    assert quarantined(proxy.store) == []
 
 
 async def test_a_rate_of_nothing_is_no_scrub(upstream: FakeRegistry, store: Path) -> None:
