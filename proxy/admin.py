@@ -35,6 +35,7 @@ PAGE = """Entrepot, the operator's side.
 /api/image?name=IMAGE             everything that is known of one
 /api/usage                        where the bytes are
 /api/moves?since=TIME             which tags have moved since then (and repository=PATTERN)
+/api/scrub                        how the search for damage gets on, and what the last one found
 
 By POST, with {"images": [...]} as application/json:
 /api/refresh                      ask upstream now
@@ -75,6 +76,7 @@ class Admin:
             "/api/image": self._image,
             "/api/usage": self._usage,
             "/api/moves": self._moves,
+            "/api/scrub": self._scrub,
         }
         self._orders: Mapping[str, Callable[[Mapping[str, Any]], Awaitable[object]]] = {
             "/api/refresh": self._refresh,
@@ -142,6 +144,9 @@ class Admin:
 
     async def _usage(self, _request: web.BaseRequest) -> object:
         return await hop(self._desk.usage)
+
+    async def _scrub(self, _request: web.BaseRequest) -> object:
+        return await hop(self._desk.scrub)
 
     async def _moves(self, request: web.BaseRequest) -> object:
         since = _moment(request.query.get("since"), "since")

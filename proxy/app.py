@@ -26,6 +26,7 @@ from proxy.eviction import Bounds, Evicted, Space
 from proxy.fill import Means
 from proxy.forgetting import forget
 from proxy.handlers import Handlers
+from proxy.healing import Healing
 from proxy.housekeeping import Housekeeping, drop_lost, sweep
 from proxy.jobs import Job, Jobs
 from proxy.listings import Listings
@@ -33,6 +34,7 @@ from proxy.manifests import Manifests
 from proxy.parts import Memory
 from proxy.permissions import Permissions, Sizes
 from proxy.prefetch import Prefetch
+from proxy.scrubbing import Scrubber
 from proxy.stores.base import LimitStore, RepositoryStore
 from proxy.stores.disk import DiskBlobs, DiskRepositories, open_tree, spool_key
 from proxy.stores.limits import DiskLimits
@@ -65,6 +67,7 @@ class App:
     desk: Desk
     housekeeping: Housekeeping
     jobs: Jobs
+    scrubber: Scrubber
 
 
 @contextlib.asynccontextmanager
@@ -97,7 +100,10 @@ async def build(config: Config, log: Logger, metrics: Metrics) -> AsyncIterator[
         stack.push_async_callback(manifests.aclose)
         permissions = Permissions(upstreams, repositories, sizes, log)
         stack.push_async_callback(permissions.aclose)
-        blobs = Blobs(upstreams, Means(tree, store, space, log, spool_key), permissions, metrics)
+        blobs = Blobs(
+            upstreams, Means(tree, store, space, log, spool_key), permissions, metrics,
+            verifies=config.store.verify_on_read,
+        )  # fmt: skip
         stack.push_async_callback(blobs.aclose)
         prefetch = Prefetch({one.registry: one.prefetch for one in config.upstream}, blobs, log)
         stack.push_async_callback(prefetch.aclose)
@@ -115,17 +121,23 @@ async def build(config: Config, log: Logger, metrics: Metrics) -> AsyncIterator[
             tree=tree, store=store, repositories=repositories, space=space, manifests=manifests,
             upstreams=tuple(upstreams.values()), metrics=metrics, log=log,
         )  # fmt: skip
-        jobs = Jobs(tree, _work(tree), log)
-        desk = Desk(config, tree)
-        yield App(handlers, manifests, blobs, repositories, space, metrics, limits, desk, housekeeping, jobs)
+        healing = Healing(tree, store, manifests, blobs, {one.registry for one in config.upstream if not one.sealed})
+        scrubber = Scrubber(tree, healing, metrics, log, config.store.scrub_rate)
+        yield App(
+            handlers, manifests, blobs, repositories, space, metrics, limits, Desk(config, tree), housekeeping,
+            Jobs(tree, _due(config, tree, scrubber), log), scrubber,
+        )  # fmt: skip
 
 
-def _work(tree: files.Tree) -> list[Job]:
+def _due(config: Config, tree: files.Tree, scrubber: Scrubber) -> list[Job]:
     """What one process at a time does, once in a while."""
-    return [
+    due = [
         Job("sweep", SWEEP, lambda: files.hop(sweep, tree)),
         Job("forget", FORGET, lambda: files.hop(forget, tree)),
     ]
+    if config.store.scrub_rate:
+        due.append(Job("scrub", config.store.scrub_interval, scrubber.patrol))
+    return due
 
 
 async def _take_stock(config: Config, tree: files.Tree, space: Space, log: Logger) -> None:

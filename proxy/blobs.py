@@ -1,207 +1,27 @@
 """Blobs: serve what is stored, join what is coming, start what is missing."""
 
 import asyncio
-import contextlib
 import errno
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
-from typing import Protocol
 
-from proxy import files
-from proxy.blob_stream import BlobStream, Interrupted
 from proxy.download import Source
 from proxy.files import Handle
 from proxy.fill import Fill, Means, Result
-from proxy.oci.byterange import Span
 from proxy.oci.digest import Digest
 from proxy.oci.errors import OciError, Problem
 from proxy.oci.reference import Repository
 from proxy.permissions import Permissions
-from proxy.spool import End, Spool
+from proxy.reading import Blob, ComingBlob, StoredBlob
+from proxy.spool import End
 from proxy.stores.base import Link
 from proxy.telemetry import Metrics, Outcome
 from proxy.upstream import Upstream
+from proxy.vouching import Vouching
 
-CHUNK = 256 * 1024  # bytes read and sent at a time
-NEAR = 8 * 1024 * 1024  # bytes ahead of the watermark that are worth waiting for
-TRIES = 3  # of a direct stream that breaks off without a byte in between
 MAX_FILLS = 128  # downloads at once from one upstream ...
 MAX_WAITING = 4096  # ... and with those that wait for their turn
-
-
-class Blob(Protocol):
-    """A blob that may be sent: its size in bytes, if known, and its bytes."""
-
-    @property
-    def size(self) -> int | None: ...
-    @property
-    def outcome(self) -> Outcome: ...
-    def read(self, span: Span | None) -> AsyncGenerator[bytes]:
-        """The bytes of `span`, or all; raises OciError, OSError where the honest thing is to stop short."""
-
-    def arriving(self) -> AsyncGenerator[int]:
-        """How many of its bytes the cache has, as they come, until it has them all. Raises OciError if it will not."""
-
-    def close(self) -> None: ...
-
-
-class StoredBlob:
-    """A blob from the store."""
-
-    outcome = Outcome.HIT
-
-    def __init__(self, handle: Handle, discard: Callable[[], Awaitable[None]]) -> None:
-        self._handle = handle
-        self._discard = discard
-        self.size = handle.size
-
-    async def read(self, span: Span | None) -> AsyncGenerator[bytes]:
-        offset, stop = (0, self.size) if span is None else (span.start, span.stop)
-        while offset < stop:
-            try:
-                data = await self._handle.read(offset, min(CHUNK, stop - offset))
-            except OSError as error:
-                if error.errno == errno.EIO:
-                    await self._discard()  # a bad sector stays bad: the next client gets the blob from upstream
-                raise
-            if not data:
-                raise OciError(Problem.OVERLOADED, "the file has become shorter than it was")
-            offset += len(data)
-            yield data
-
-    async def arriving(self) -> AsyncGenerator[int]:
-        yield self.size
-
-    def close(self) -> None:
-        self._handle.close()
-
-
-class ComingBlob:
-    """A blob on its way in: from the spool as it grows, and from upstream where the spool will not get in time."""
-
-    def __init__(self, source: Source, spool: Spool, size: int | None, outcome: Outcome) -> None:
-        self._source = source
-        self._spool = spool
-        self.size = size
-        self.outcome = outcome
-
-    async def read(self, span: Span | None) -> AsyncGenerator[bytes]:
-        if span is not None and span.length == self.size:
-            span = None  # all of it, by another name: the digest can vouch for that
-        offset, stop = (0, self.size) if span is None else (span.start, span.stop)
-        if span is not None and span.start > self._spool.watermark + NEAR:
-            async with contextlib.aclosing(self._directly(span)) as part:
-                async for data in part:
-                    offset += len(data)
-                    yield data
-        async with contextlib.aclosing(self._followed(offset, stop)) as part:
-            async for data in part:
-                offset += len(data)
-                yield data
-        if self._spool.end is End.UNCACHED and (stop is None or offset < stop):
-            rest = self._verified() if span is None else self._directly(Span(offset, span.stop))
-            async with contextlib.aclosing(rest) as part:
-                async for data in part:
-                    offset += len(data)
-                    yield data
-        if stop is not None and offset < stop:
-            raise self._spool.error or OciError(Problem.UPSTREAM_UNREACHABLE, "the blob broke off")
-
-    async def arriving(self) -> AsyncGenerator[int]:
-        there = 0
-        while (readable := await self._spool.beyond(there)) > there:
-            there = readable
-            yield there
-        if self._spool.end is End.UNCACHED:
-            raise OciError(Problem.OVERLOADED, "the cache has no room for it, or its disk takes no more")
-        if self._spool.end is not End.VERIFIED:
-            raise self._spool.error or OciError(Problem.UPSTREAM_UNREACHABLE, "the blob broke off")
-
-    def close(self) -> None:
-        self._spool.leave()
-
-    async def _followed(self, offset: int, stop: int | None) -> AsyncGenerator[bytes]:
-        """What the spool has and gets, from `offset`; ends early where the spool does."""
-        while stop is None or offset < stop:
-            readable = await self._spool.beyond(offset)
-            if readable <= offset:
-                break
-            until = readable if stop is None else min(readable, stop)
-            data = await self._spool.read(offset, min(CHUNK, until - offset))
-            if not data:
-                raise OciError(Problem.OVERLOADED, "the file has become shorter than it was")
-            offset += len(data)
-            yield data
-        if self._spool.end is End.FAILED and (stop is None or offset < stop):
-            raise self._spool.error or OciError(Problem.UPSTREAM_UNREACHABLE, "the blob broke off")
-
-    async def _directly(self, span: Span) -> AsyncGenerator[bytes]:
-        """A span from upstream on its own; ends early where upstream does, or will not send a part.
-
-        No digest vouches for a part: it is the client that holds the whole against it.
-        """
-        offset, failures = span.start, 0
-        while offset < span.stop and failures < TRIES:
-            failures += 1
-            try:
-                async with self._stream(offset, span.stop) as stream:
-                    if stream.start != offset and self._spool.end is not End.UNCACHED:
-                        return  # upstream sends the whole: the spool will be there no later
-                    async for data in self._until_caught_up(stream, offset, span.stop):
-                        offset += len(data)
-                        failures = 0
-                        yield data
-                    if self._spool.readable > offset:
-                        return
-            except Interrupted:
-                continue
-            except OciError as error:
-                if not error.problem.is_outage:
-                    raise
-                return
-
-    async def _until_caught_up(self, stream: BlobStream, offset: int, stop: int) -> AsyncGenerator[bytes]:
-        """The bytes from `offset` to `stop`, until the fill is ahead: from then on they are cheaper from there."""
-        skip = offset - stream.start
-        while self._spool.readable <= offset < stop and (data := await stream.read()):
-            data, skip = data[skip:][: stop - offset], max(0, skip - len(data))
-            if data:
-                offset += len(data)
-                with stream.resting():
-                    yield data
-
-    async def _verified(self) -> AsyncGenerator[bytes]:
-        """Everything after what the readers of the spool have been given, with the last byte withheld till the end."""
-        offset = self._spool.watermark if self._spool.is_open else 0
-        digest = self._source.digest
-        hasher = self._spool.hasher.copy() if self._spool.hasher is not None else digest.hasher()
-        held = await self._spool.read(offset - 1, 1) if offset else b""
-        failures = 0
-        while failures < TRIES and offset != self.size and not (offset and digest.matches(hasher)):
-            failures += 1
-            with contextlib.suppress(Interrupted):
-                async with self._stream(offset, None) as stream:
-                    skip = offset - stream.start
-                    while data := await stream.read():
-                        data, skip = data[skip:], max(0, skip - len(data))
-                        if self.size is not None and offset + len(data) > self.size:
-                            raise OciError(Problem.UPSTREAM_INVALID, "more comes of the blob than there is")
-                        if data:
-                            hasher.update(data)
-                            offset += len(data)
-                            failures = 0
-                            with stream.resting():
-                                yield held + data[:-1]
-                            held = data[-1:]
-                if self.size is None:
-                    break
-        if not digest.matches(hasher) or self.size not in {None, offset}:
-            raise OciError(Problem.UPSTREAM_INVALID, f"{self._source.upstream.registry} sent a blob with wrong bytes")
-        yield held
-
-    def _stream(self, start: int, stop: int | None) -> contextlib.AbstractAsyncContextManager[BlobStream]:
-        return self._source.upstream.blob(self._source.repository, self._source.digest, start=start, stop=stop)
 
 
 class Blobs:
@@ -213,7 +33,12 @@ class Blobs:
         means: Means,
         permissions: Permissions,
         metrics: Metrics,
+        *,
+        verifies: bool = False,
     ) -> None:
+        """`verifies`: what is stored is held against its digest whenever it is read."""
+        self._verifies = verifies
+        self._vouching = Vouching()
         self._upstreams = upstreams
         self._means = means
         self._permissions = permissions
@@ -229,16 +54,16 @@ class Blobs:
         """The size of a blob, without downloading it. Raises OciError, OSError."""
         link = await self._permissions.known(repository, digest)
         if link is not None:
-            handle = await self._stored(repository, digest, link)
+            handle = await self._stored(repository, digest, link, first=self._verifies)
             if handle is not None:
                 handle.close()
                 return handle.size
         return (await self._permissions.asked(repository, digest)).size
 
-    async def open(self, repository: Repository, digest: Digest) -> Blob:
+    async def open(self, repository: Repository, digest: Digest, *, in_part: bool = False) -> Blob:
         """The blob, as soon as its size is known and upstream has said that the repository has it.
 
-        Raises OciError, OSError.
+        `in_part`: not all of it will be read, so that its end cannot be withheld. Raises OciError, OSError.
         """
         link = await self._permissions.known(repository, digest)
         if (
@@ -247,9 +72,10 @@ class Blobs:
             and await self._is_stored(repository, digest)
         ):
             link = await self._permissions.granted(repository, digest)
-        handle = None if link is None else await self._stored(repository, digest, link)
+        first = self._verifies and in_part
+        handle = None if link is None else await self._stored(repository, digest, link, first=first)
         if handle is not None:
-            return StoredBlob(handle, partial(self._means.blobs.remove, digest))
+            return StoredBlob(handle, partial(self._take_out, digest, handle), digest if self._verifies else None)
         return await self._coming(repository, digest, link)
 
     async def _coming(self, repository: Repository, digest: Digest, link: Link | None) -> Blob:
@@ -333,25 +159,41 @@ class Blobs:
             self._means.log.warning("blob unreadable", digest=str(digest), remedy="fetched again")
             return None
 
-    async def _stored(self, repository: Repository, digest: Digest, link: Link) -> Handle | None:
+    async def _stored(self, repository: Repository, digest: Digest, link: Link, *, first: bool) -> Handle | None:
         """The stored blob; None if it is not there, or was damaged, in which case it is removed to be fetched again.
 
-        A link whose size is not the file's, or that knows none, is told the right one: the next look is cheap.
+        `first`: it is to be read through before any of it is used; as is one whose size is not its link's. A link that
+        was wrong, or knew no size, is told the right one: the next look is cheap.
         """
         handle = await self._found(repository, digest)
         if handle is None:
             return None
-        if link.size != handle.size:
-            if not await _holds(digest, handle):
-                self._means.log.warning(
-                    "blob damaged", digest=str(digest), size=handle.size, expected=link.size, remedy="fetched again"
-                )
-                handle.close()
-                await self._means.blobs.remove(digest)
-                return None
-            await self._permissions.confirmed(repository, digest, handle.size)
+        try:
+            doubtful = first or link.size != handle.size or not handle.size  # of nothing, no end can be withheld
+            is_right = not doubtful or await self._vouching.holds(digest, handle)
+            if not is_right:
+                await self._take_out(digest, handle, "rot", expected=link.size)
+            elif link.size != handle.size:
+                await self._permissions.confirmed(repository, digest, handle.size)
+        except BaseException:
+            handle.close()
+            raise
+        if not is_right:
+            handle.close()
+            return None
         self._means.blobs.used(digest)
         return handle
+
+    async def _take_out(self, digest: Digest, handle: Handle, kind: str, expected: int | None = None) -> None:
+        """A stored blob is damaged: the next who wants it gets it from upstream."""
+        self._metrics.findings.labels(kind, "moved").inc()
+        self._means.log.warning(
+            "blob damaged", digest=str(digest), kind=kind, size=handle.size, expected=expected, remedy="fetched again"
+        )
+        try:
+            await self._means.blobs.remove(digest, handle)
+        except OSError as error:  # it will be found to be damaged again
+            self._means.log.warning("blob not removed", digest=str(digest), reason=error.strerror)
 
     async def _size(self, repository: Repository, digest: Digest, link: Link | None) -> int | None:
         """The size of a blob that only passes through: as a manifest says, else as upstream says now, not once."""
@@ -369,6 +211,7 @@ class Blobs:
 
     async def aclose(self) -> None:
         """Stop every fill; what has come stays on disk, for the next process to resume."""
+        await self._vouching.aclose()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -379,10 +222,3 @@ def _check_emptiness(repository: Repository, digest: Digest, size: int | None) -
     """An empty body has no last byte to withhold: that it is wrong must be said before the headers. Raises OciError."""
     if size == 0 and not digest.matches(digest.hasher()):
         raise OciError(Problem.UPSTREAM_INVALID, f"{repository.registry} has nothing where a blob belongs")
-
-
-async def _holds(digest: Digest, handle: Handle) -> bool:
-    """Whether a file is right, whatever upstream says of its size."""
-    hasher = digest.hasher()
-    await files.rehash(handle, hasher)
-    return digest.matches(hasher)

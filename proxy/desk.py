@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-from proxy import inventory, removal
+from proxy import inventory, removal, scrubbing
 from proxy.catalog import Catalog, Image
 from proxy.config import Config
 from proxy.files import Tree
@@ -20,7 +20,7 @@ from proxy.oci.errors import OciError, Problem
 from proxy.oci.ratelimit import as_utc
 from proxy.oci.reference import Reference, Repository, Tag
 from proxy.routing import image as resolve
-from proxy.stores import disk
+from proxy.stores import disk, quarantine
 from proxy.stores.base import Pin, TagRecord
 from proxy.stores.disk import DiskRepositories, announce_change
 from proxy.stores.limits import DiskLimits
@@ -48,6 +48,17 @@ class Desk:
     def usage(self) -> Answer:
         """Where the bytes are."""
         return {**inventory.usage(Catalog(self._tree), self._tree), "max_size": self._config.store.max_size}
+
+    def scrub(self) -> Answer:
+        """How far the server's look for damage has come, and how the last whole one ended."""
+        going_on, last = scrubbing.going_on(self._tree), scrubbing.done_last(self._tree)
+        return {
+            "rate": self._config.store.scrub_rate,
+            "interval": self._config.store.scrub_interval,
+            "going_on": None if going_on is None else going_on.told(),
+            "last": None if last is None else last.told(),
+            "quarantine": quarantine.size(self._tree),
+        }
 
     def show(self, name: str) -> Answer:
         """Everything that is known of one image; `told` is the same for people, in pairs of what and how."""

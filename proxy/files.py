@@ -13,6 +13,7 @@ import math
 import os
 import resource
 import secrets
+import shutil
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -35,6 +36,7 @@ BREATH = 256  # items between pauses where there may be a million
 _REFUSALS = frozenset({errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM})  # of a disk, to be written
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # O_NONBLOCK: a planted FIFO must not hold the thread
+_ABSENT = frozenset({errno.ENOENT, errno.ELOOP, errno.ENOTDIR})  # nothing of ours is there, on the way to it neither
 
 
 class UnsafeDirectory(Exception):
@@ -121,6 +123,12 @@ def stamp(*paths: Path) -> tuple[int, ...]:
     )
 
 
+def identity(fd: int) -> tuple[int, int, int]:
+    """Which file is open: its device, its number there, its size in bytes; blocking."""
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino, status.st_size
+
+
 async def hop(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run one blocking call in a thread.
 
@@ -179,6 +187,38 @@ def unhurried(items: Iterable[T], idle: Callable[[], float]) -> Iterator[T]:
             time.sleep(idle() * (time.monotonic() - began))
             began = time.monotonic()
         yield item
+
+
+async def read_hashed(handle: Handle, offset: int, count: int, hasher: Hasher) -> bytes:
+    """As Handle.read(), and feed what was read to `hasher`, in the same hop."""
+    return await hop(_read_hashed, handle.fd, offset, count, hasher)
+
+
+def _read_hashed(fd: int, offset: int, count: int, hasher: Hasher) -> bytes:
+    data = _read(fd, count, offset)
+    hasher.update(data)
+    return data
+
+
+def hash_piece(fd: int, offset: int, hasher: Hasher) -> int:
+    """Feed up to PIECE bytes at `offset` to `hasher`, and leave the system's memory as it was; blocking.
+
+    Returns how many there were, 0 at the end. What others read is not put out of memory for what nobody asked for.
+    """
+    buffer = memoryview(bytearray(PIECE))
+    try:
+        resident = os.preadv(fd, [buffer], offset, os.RWF_NOWAIT)
+    except BlockingIOError:
+        resident = 0
+    except OSError:  # a file system that cannot tell, or a bad sector, which the next line will say again
+        resident = -1
+    count = max(0, resident)
+    while count < PIECE and (more := os.preadv(fd, [buffer[count:]], offset + count)):
+        count += more
+    if 0 <= resident < count:
+        os.posix_fadvise(fd, offset + resident, count - resident, os.POSIX_FADV_DONTNEED)
+    hasher.update(buffer[:count])
+    return count
 
 
 class Tree:
@@ -273,6 +313,64 @@ class Tree:
         if fd is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), key)
         return fd
+
+    # Looking for damage
+
+    def entries(self, directory: str) -> list[tuple[str, bool]]:
+        """What is in a directory, by name, and whether it is a directory itself; nothing, if there is none.
+
+        Blocking: call it within a hop, as the next three.
+        """
+        try:
+            with self._directory(directory) as fd, os.scandir(fd) as found:
+                return sorted((one.name, one.is_dir(follow_symlinks=False)) for one in found)
+        except OSError as error:
+            if error.errno in _ABSENT:
+                return []
+            raise
+
+    def examine(self, key: str) -> tuple[os.stat_result, Handle | None] | None:
+        """What is at a key, with a handle if it can be read and is a regular file of ours; None if nothing is there.
+
+        No lock is taken: it may be evicted meanwhile.
+        """
+        try:
+            with self._parent(key) as (directory, name):
+                status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        except OSError as error:
+            if error.errno in _ABSENT:
+                return None
+            raise
+        fd = None
+        with contextlib.suppress(PermissionError):  # a file of ours that is not even for us to read
+            fd = self._open(key, os.O_RDONLY) if is_ours(status) else None
+        if fd is None:
+            return status, None
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)  # no reading ahead: see hash_piece()
+        opened = os.fstat(fd)
+        return opened, Handle(fd, opened.st_size)
+
+    def set_aside(self, key: str, status: os.stat_result, target: str) -> bool:
+        """Give what is at a key another one; False if by now it is gone, or something else is there."""
+        if not self._names(key, status):
+            return False
+        with self._parent(key) as (source, name), self._parent(target, create=True) as (folder, final):
+            try:
+                os.rename(name, final, src_dir_fd=source, dst_dir_fd=folder)
+            except FileNotFoundError:
+                return False
+            if self._names(target, status):
+                return True
+            os.rename(final, name, src_dir_fd=folder, dst_dir_fd=source)  # it was replaced in between
+            return False
+
+    def clear(self, key: str) -> None:
+        """Remove what is at a key, whatever it is, with all that is in it."""
+        with self._parent(key) as (directory, name), contextlib.suppress(FileNotFoundError):
+            if stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
+                shutil.rmtree(name, ignore_errors=True, dir_fd=directory)  # what is not for us to remove stays
+            else:
+                os.unlink(name, dir_fd=directory)
 
     # Small files
 
@@ -515,8 +613,8 @@ class Tree:
                 return None
             raise
         with _closed_on_error(fd):
-            is_ours = _is_ours(fd)
-        if not is_ours:
+            is_safe = is_ours(os.fstat(fd))
+        if not is_safe:
             _close(fd)
             return None
         return fd
@@ -618,8 +716,8 @@ def _write_some(fd: int, data: bytes | memoryview, offset: int) -> int:
     return written
 
 
-def _is_ours(fd: int) -> bool:
-    status = os.fstat(fd)
+def is_ours(status: os.stat_result) -> bool:
+    """Whether this is a regular file that nobody else can have written to."""
     return (
         stat.S_ISREG(status.st_mode)
         and status.st_uid == os.geteuid()
@@ -675,3 +773,8 @@ def write_number(fd: int, value: int) -> None:
 def is_exhausted(error: BaseException | None) -> bool:
     """Whether an error says that this process or machine has no descriptors (or memory) left."""
     return isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
+
+
+def is_damage(error: OSError) -> bool:
+    """Whether an error says that the disk, or what the file system knows of it, is no good there."""
+    return error.errno in {errno.EIO, errno.EUCLEAN, errno.EBADMSG, errno.ENODATA}

@@ -167,7 +167,7 @@ class Handlers:
             record.outcome = Outcome.LOCAL
             return await responder.blob_head(digest, size)
         async with asyncio.timeout(ANSWER):
-            blob = await self._blobs.open(route.repository, digest)
+            blob = await self._blobs.open(route.repository, digest, in_part="Range" in request.headers)
         try:
             record.outcome = blob.outcome
             return await responder.blob(digest, blob)

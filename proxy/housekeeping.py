@@ -9,6 +9,7 @@ from proxy import files
 from proxy.certificates import Certificate
 from proxy.eviction import Space
 from proxy.manifests import Manifests
+from proxy.stores import quarantine
 from proxy.stores.disk import BOOT, BOOT_LIMIT, CHANGES, CHANGES_LIMIT, DiskBlobs, DiskRepositories
 from proxy.telemetry import Logger, Metrics
 from proxy.upstream import Upstream
@@ -104,12 +105,13 @@ class Housekeeping:
 
 
 def sweep(tree: files.Tree) -> None:
-    """Drop what nobody came back for: broken-off downloads, and small files that a crash left half-written."""
+    """Drop what nobody came back for: broken-off downloads, files that a crash left half-written, what was damaged."""
     for directory in ("spool", "tmp"):
         for entry in tree.scan(directory):
             if entry.used < time.time() - SPOOL_LIFE:
                 with contextlib.suppress(OSError):  # the next sweep may be able to
                     tree.evict(entry.key)
+    quarantine.sweep(tree, time.time())
 
 
 async def drop_lost(tree: files.Tree) -> None:

@@ -16,6 +16,7 @@ from proxy.oci.freshness import Verdict, verdict
 from proxy.oci.manifest import INDEXES
 from proxy.oci.ratelimit import Budget, State, as_utc
 from proxy.oci.reference import Repository, Tag
+from proxy.stores import quarantine
 from proxy.stores.base import Pin, TagRecord
 
 _AGES = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
@@ -198,7 +199,10 @@ def _cost(image: Image, setting: Setting) -> str:
 
 
 def usage(catalog: Catalog, tree: Tree) -> dict[str, Any]:
-    """Where the bytes are: of each repository, and of what no image needs; blocking. A blob counts once in `total`."""
+    """Where the bytes are: of each repository, and of what no image needs; blocking.
+
+    A blob counts once in `total`, and what is in quarantine does not.
+    """
     blobs: defaultdict[str, dict[Digest, int]] = defaultdict(dict)
     images = Counter(str(image.repository) for image in catalog.images())
     for image in catalog.images():
@@ -219,6 +223,7 @@ def usage(catalog: Catalog, tree: Tree) -> dict[str, Any]:
         "images": needed,
         "unneeded": stored - needed,
         "downloads": spools,
+        "quarantine": quarantine.size(tree),
         "total": stored + spools,
     }
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from cachetools import LRUCache, TTLCache
 
 from proxy.eviction import NoSpace, Reservation, Space
+from proxy.files import Handle
 from proxy.oci import history, manifest
 from proxy.oci.digest import Digest
 from proxy.oci.errors import OciError, Problem
@@ -107,6 +108,17 @@ class Manifests:
         self._repositories.pulled(repository, served.manifest.digest)
         self._pulled.add((repository, served.manifest.digest))
         return served
+
+    async def restore(self, repository: Repository, digest: Digest) -> None:
+        """See to it that a manifest that was damaged on disk is there again: from memory, else from upstream.
+
+        Nobody has pulled it. Raises OciError; a disk that does not take it is logged.
+        """
+        kept = self._memory.get((repository, digest))
+        if kept is None:
+            await self._get(repository, digest, anew=False)
+        else:
+            await self._keep_content(repository, kept)
 
     async def _then(self, repository: Repository, tag: Tag, when: float) -> Digest:
         """What a tag stood for, as far as the cache has seen."""
@@ -328,34 +340,45 @@ class Manifests:
                 raise
             self._log.warning("manifest unreadable", digest=str(digest), remedy="fetched again")
             return None
-        if found is None:
-            return None
-        media_type, body = found
-        if Digest.of(body, digest.algorithm) != digest:
-            self._log.warning("manifest damaged", digest=str(digest), remedy="fetched again")
-            await self._blobs.remove(digest)
-            return None
-        return self._remember(repository, await asyncio.to_thread(manifest.parse, body, media_type, digest.algorithm))
+        return None if found is None else self._remember(repository, found)
 
-    async def _read(self, repository: Repository, digest: Digest) -> tuple[str, bytes] | None:
-        """The media type and the bytes of a manifest, as they are on the disk. Raises OSError."""
+    async def _read(self, repository: Repository, digest: Digest) -> Manifest | None:
+        """A manifest that is on the disk, if it is what its digest says. Raises OSError."""
         link = await self._repositories.link(repository, digest)
         handle = None if link is None or link.media_type is None else await self._blobs.open(digest)
         if link is None or link.media_type is None or handle is None:
             return None
         try:
-            return link.media_type, await handle.read(0, manifest.MAX_BYTES + 1)
+            body = await handle.read(0, manifest.MAX_BYTES + 1)
+            if Digest.of(body, digest.algorithm) != digest:
+                self._log.warning("manifest damaged", digest=str(digest), remedy="fetched again")
+                await self._remove(digest, handle)
+                return None
         finally:
             handle.close()
+        return await asyncio.to_thread(manifest.parse, body, link.media_type, digest.algorithm)
+
+    async def _remove(self, digest: Digest, damaged: Handle) -> None:
+        try:
+            await self._blobs.remove(digest, damaged)
+        except OSError as error:  # it will be found to be damaged again
+            self._log.warning("manifest not removed", digest=str(digest), reason=error.strerror)
 
     async def _fetched(self, repository: Repository, reference: Reference, *, fallback: bool) -> Manifest:
-        """Fetch, verify, and keep: content first, then the link."""
+        """Fetch, verify, and keep."""
         try:
             found = await self._upstreams[repository.registry].manifest(repository, reference, fallback=fallback)
         except OciError as error:
             if error.problem is Problem.MANIFEST_UNKNOWN:
                 self._missing[repository, reference] = error
             raise
+        await self._keep_content(repository, found)
+        self._remember(repository, found)
+        self.came(repository, found)
+        return found
+
+    async def _keep_content(self, repository: Repository, found: Manifest) -> None:
+        """Write a manifest down, if the disk takes it: content first, then the link."""
         try:
             await self._store(repository, found)
         except NoSpace:
@@ -363,9 +386,6 @@ class Manifests:
         except OSError as error:
             self._log.warning("manifest not cached", digest=str(found.digest), reason=error.strerror)
             self._unstored.add((repository, found.digest))
-        self._remember(repository, found)
-        self.came(repository, found)
-        return found
 
     async def _store(self, repository: Repository, found: Manifest) -> None:
         """Put a manifest and its link on the disk. Raises NoSpace, OSError."""

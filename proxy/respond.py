@@ -6,13 +6,13 @@ from collections.abc import Mapping
 
 from aiohttp import web
 
-from proxy.blobs import Blob
 from proxy.listings import Answer
 from proxy.manifests import Served
 from proxy.oci import byterange, conditional
 from proxy.oci.byterange import Span
 from proxy.oci.digest import Digest
 from proxy.oci.errors import OciError, Problem
+from proxy.reading import Blob
 
 API_VERSION = {
     "Docker-Distribution-Api-Version": "registry/2.0",

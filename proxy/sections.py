@@ -76,12 +76,15 @@ class Admin(Section):
 
 
 class Store(Section):
-    """Where the cache is, and how large it may grow (bytes; 0: no limit)."""
+    """Where the cache is, how large it may grow (bytes; 0: no limit), and how it is looked after (bytes a second)."""
 
     path: File = Field(default_factory=lambda: user_cache_path("entrepot"))
     max_size: Bytes = 100 * 1024**3
     min_free: Bytes = 1024**3
     keep_deleted: bool = True
+    scrub_rate: Bytes = 10_000_000
+    scrub_interval: Annotated[Seconds, Field(gt=0)] = 30 * 86400.0
+    verify_on_read: bool = False
 
 
 class Log(Section):

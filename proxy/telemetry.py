@@ -137,6 +137,12 @@ class Metrics:
             "entrepot_cache_bytes", "Bytes of stored blobs", registry=registry, multiprocess_mode="mostrecent"
         )
         self.evicted_bytes = Counter("entrepot_evicted_bytes", "Bytes of blobs dropped to make room", registry=registry)
+        self.scrubbed_blobs = Counter("entrepot_scrubbed_blobs", "Blobs that scrubs have looked at", registry=registry)
+        self.scrubbed_bytes = Counter("entrepot_scrubbed_bytes", "Bytes that scrubs have read", registry=registry)
+        self.findings = Counter(
+            "entrepot_findings", "What was found damaged or out of place, and what became of it", ["kind", "fate"],
+            registry=registry,
+        )  # fmt: skip
         self.descriptors = Gauge(
             "entrepot_open_descriptors", "Open file descriptors", registry=registry, multiprocess_mode="livesum"
         )

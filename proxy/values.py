@@ -56,6 +56,11 @@ def _bytes(value: object) -> object:
         raise ValueError(f"{value!r} is more than any disk holds") from None
 
 
+def size(text: str) -> int:
+    """Bytes of a size as people write it: "500 MB", "2 GiB". Raises ValueError."""
+    return int(str(_bytes(text)))
+
+
 def _host(value: object) -> object:
     if isinstance(value, str):
         value = value.lower()

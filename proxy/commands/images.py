@@ -106,6 +106,8 @@ def du_command(path: Path | None, server: str | None, as_json: bool) -> None:
     console.print(f"{size(usage['unneeded']):>10}  blobs that no cached manifest names")
     console.print(f"{size(usage['downloads']):>10}  downloads")
     console.print(f"{size(usage['total']):>10}  in all, of {size(limit) if limit else 'as much as the disk has'}")
+    if usage["quarantine"]:
+        console.print(f"{size(usage['quarantine']):>10}  besides, in quarantine: what was damaged, for a week")
 
 
 @click.command("show")

@@ -15,7 +15,7 @@ import uvloop
 from proxy import config
 from proxy.config import Config, ConfigError
 from proxy.files import UnsafeDirectory
-from proxy.values import duration, moment
+from proxy.values import duration, moment, size
 
 EXIT_CONFIG = 2
 
@@ -34,6 +34,18 @@ class Duration(click.ParamType[float]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         try:
             return duration(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Size(click.ParamType[int]):
+    """Bytes, as people write them: 500MB, "2 GiB"."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return size(str(value))
         except ValueError as error:
             self.fail(str(error), param, ctx)
 

@@ -63,8 +63,8 @@ class BlobStore(Protocol):
     async def adopt(self, digest: Digest, spool: Handle) -> None:
         """Take over the locked and verified spool of `digest`. Raises OSError."""
 
-    async def remove(self, digest: Digest) -> None:
-        """Drop a blob that turned out to be damaged; open readers keep their bytes."""
+    async def remove(self, digest: Digest, damaged: Handle) -> None:
+        """Take out a blob that turned out to be damaged, unless another is there by now; readers keep their bytes."""
 
     def used(self, digest: Digest) -> None:
         """Take note that a blob was asked for, for the eviction order."""

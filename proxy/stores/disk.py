@@ -10,28 +10,32 @@ limits/<registry>/<hex>                       what an upstream allows an account
 boot                                          the boot of the machine that last wrote here
 changes                                       another content each time that an operator changes something
 jobs/<name>                                   when some work was last done, locked by the process that is at it
+quarantine/<seconds>-<random>-<name>          what was damaged, or has no place here: never served, dropped in time
 tmp/, ledger/                                 small files on their way in; how much space is taken
 """
 
 import errno
 import json
+import os
+import re
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
 from cachetools import LRUCache
 
-from proxy.files import Handle, Tree
+from proxy.files import Handle, Tree, hop
 from proxy.oci.digest import Digest
 from proxy.oci.errors import OciError
 from proxy.oci.history import END, Move
 from proxy.oci.reference import Repository, Tag
+from proxy.stores import quarantine
 from proxy.stores.base import Link, Pin, TagRecord
 
-DIRECTORIES = ("blobs", "repositories", "pins", "spool", "tmp", "ledger", "limits", "jobs")
+DIRECTORIES = ("blobs", "repositories", "pins", "spool", "tmp", "ledger", "limits", "jobs", quarantine.DIRECTORY)
 BOOT = "boot"  # the file that says which boot of which machine the downloads in spool/ are from
 BOOT_LIMIT = 64  # bytes
 CHANGES = "changes"  # the file that says, by being another, that an operator has changed what workers remember
@@ -40,6 +44,8 @@ RECORD_LIMIT = 4096  # bytes of a link's or a tag's file
 HISTORY_LIMIT = 256 * 1024  # bytes of a tag's history
 LINKS_IN_MEMORY = 65536
 USES_IN_MEMORY = 65536
+_SHARD = re.compile(r"blobs(/sha(256|512)(/[0-9a-f]{2})?)?", re.ASCII)
+_LONGEST_DIRECTORY = 1024  # characters; a repository's name has 255 at most
 
 
 def open_tree(path: Path) -> Tree:
@@ -84,8 +90,8 @@ class DiskBlobs:
     async def adopt(self, digest: Digest, spool: Handle) -> None:
         await self.tree.commit_spool(spool_key(digest), spool, blob_key(digest))
 
-    async def remove(self, digest: Digest) -> None:
-        await self.tree.remove(blob_key(digest))
+    async def remove(self, digest: Digest, damaged: Handle) -> None:
+        await hop(lambda: quarantine.set_aside(self.tree, blob_key(digest), os.fstat(damaged.fd)))
 
     def used(self, digest: Digest) -> None:
         self._uses[digest] = time.time()
@@ -233,6 +239,58 @@ def blob_digest(key: str) -> Digest | None:
         return None
 
 
+def is_directory_of_ours(key: str) -> bool:
+    """Whether a directory may be at a key below blobs/, repositories/ or pins/."""
+    root, *parts = key.split("/")
+    if root == "blobs":
+        return _SHARD.fullmatch(key) is not None
+    marker = next((number for number, part in enumerate(parts) if part.startswith("_")), len(parts))
+    inner = parts[marker + 1 :]
+    return len(key) < _LONGEST_DIRECTORY and (not inner or (parts[marker] == "_links" and len(inner) == 1))
+
+
+def is_another_versions(key: str) -> bool:
+    """Whether a directory below repositories/ or pins/ has a mark that is none of ours: a newer version's, perhaps."""
+    root, *above, name = key.split("/")
+    if root == "blobs" or any(part.startswith("_") for part in above):
+        return False
+    return name.startswith("_") and not any(marker == f"/{name}/" for marker, _, _ in _RECORDS)
+
+
+def is_known_record(key: str, body: bytes) -> bool:
+    """Whether a record can be read as what the file of a key below repositories/ or pins/ should be."""
+    record, parsed = parse_key(key), parse_record(body)
+    if record is None or parsed is None:
+        return False
+    if len(body) > (HISTORY_LIMIT if record.kind == "history" else RECORD_LIMIT):
+        return False
+    return bool(_READ[record.kind](parsed))
+
+
+def holders(tree: Tree, digests: Collection[Digest]) -> Iterator[tuple[Digest, Repository, Link]]:
+    """Which repositories have links for some digests, looked for by name in every one of them; blocking."""
+    folders = ["repositories"] if digests else []
+    while folders:
+        folder = folders.pop()
+        for name, is_directory in tree.entries(folder):
+            if name == "_links":
+                yield from _linked(tree, folder.removeprefix("repositories/"), digests)
+            elif is_directory and not name.startswith("_") and is_directory_of_ours(f"{folder}/{name}"):
+                folders.append(f"{folder}/{name}")
+
+
+def _linked(tree: Tree, path: str, digests: Collection[Digest]) -> Iterator[tuple[Digest, Repository, Link]]:
+    registry, _, name = path.partition("/")
+    try:
+        repository = Repository(registry, name)
+    except OciError:
+        return
+    for digest in digests:
+        link = read_link(tree, repository, digest)
+        if link is not None:
+            yield digest, repository, link
+
+
 def _digest_of_path(path: str) -> Digest:
     return Digest.parse(path.replace("/", ":", 1))
 
@@ -346,3 +404,8 @@ def parse_history(record: Mapping[str, Any]) -> tuple[Move, ...]:
             except OciError:
                 continue
     return tuple(moves)
+
+
+_READ: Mapping[str, Callable[[Mapping[str, Any]], object]] = {
+    "tag": parse_tag, "link": parse_link, "pin": parse_pin, "history": parse_history,
+}  # fmt: skip

@@ -707,7 +707,7 @@ async def test_a_blob_that_another_process_has_stored_a_moment_ago_is_neither_fe
     upstream.add_blob("library/other", DATA)
     await proxy.get(f"/v2/{REPO}/blobs/{digest}")
 
-    async def not_yet(_digest: object) -> bool:
+    async def not_yet(_repository: object, _digest: object) -> bool:
         return False
 
     monkeypatch.setattr(proxy.app.blobs, "_is_stored", not_yet)

@@ -130,7 +130,7 @@ async def test_the_parts_of_parallel_ranges_make_the_whole(proxy: Proxy, digest:
 @pytest.fixture
 def near(monkeypatch: pytest.MonkeyPatch) -> int:
     """How far ahead of the watermark is near, small enough for small files."""
-    monkeypatch.setattr("proxy.blobs.NEAR", 50_000)
+    monkeypatch.setattr("proxy.reading.NEAR", 50_000)
     return 50_000
 
 

@@ -41,6 +41,9 @@ path = "/data"
 max_size = "1.5 TiB"
 min_free = "10 GB"
 keep_deleted = false
+scrub_rate = "1 MiB"
+scrub_interval = "7d"
+verify_on_read = true
 
 [log]
 format = "console"
@@ -154,7 +157,10 @@ def test_every_key_can_be_set(tmp_path: Path) -> None:
     assert str(config.admin.listen) == "[::1]:9000"
     assert config.admin.token is not None
     assert config.admin.token.get_secret_value() == "desk"
-    assert config.store == Store(path=Path("/data"), max_size=3 * 1024**4 // 2, min_free=10**10, keep_deleted=False)
+    assert config.store == Store(
+        path=Path("/data"), max_size=3 * 1024**4 // 2, min_free=10**10, keep_deleted=False, scrub_rate=1024**2,
+        scrub_interval=7 * 86400.0, verify_on_read=True,
+    )  # fmt: skip
     assert (config.log.format, config.log.level) == ("console", "debug")
     assert upstream.names == ("own.example:5000", "old.example")
     assert upstream.base == URL("https://registry.own.example/prefix")
@@ -303,6 +309,9 @@ def test_a_configuration_cannot_be_changed_later(tmp_path: Path) -> None:
         (f"{ONE}as_of = -1", ["upstream[0].as_of", "greater than or equal to 0"]),
         ('[store]\nmin_free = "some"', ["store.min_free", "500 MiB"]),
         ('[store]\nkeep_deleted = "no"', ["store.keep_deleted"]),
+        ('[store]\nscrub_rate = "fast"', ["store.scrub_rate", "100 GiB"]),
+        ('[store]\nscrub_interval = "0s"', ["store.scrub_interval"]),
+        ('[store]\nverify_on_read = "no"', ["store.verify_on_read"]),
         ("[store]\nmax_size = -1", ["store.max_size", "greater than or equal to 0"]),
         ("[store]\nmax_size = 1.5", ["store.max_size", "must be a valid integer"]),
         (f'[store]\nmax_size = "{"9" * 400} TiB"', ["store.max_size", "more than any disk"]),

@@ -118,14 +118,22 @@ async def test_what_is_removed_is_gone_but_for_who_reads_it(stores: Stores, dige
     await stores.blobs.put(digest, BODY)
     reader = await stores.blobs.open(digest)
     assert reader is not None
-    await stores.blobs.remove(digest)
+    await stores.blobs.remove(digest, reader)
     assert await stores.blobs.open(digest) is None
     assert await reader.read(0, len(BODY)) == BODY
     reader.close()
 
 
-async def test_removing_what_is_not_there_is_no_error(stores: Stores, digest: Digest) -> None:
-    await stores.blobs.remove(digest)
+async def test_what_has_taken_the_place_of_a_damaged_blob_stays(stores: Stores, digest: Digest) -> None:
+    await stores.blobs.put(digest, BODY)
+    damaged = await stores.blobs.open(digest)
+    assert damaged is not None
+    await stores.blobs.remove(digest, damaged)
+    await stores.blobs.remove(digest, damaged)  # it is gone: no error
+    await stores.blobs.put(digest, BODY)
+    await stores.blobs.remove(digest, damaged)
+    damaged.close()
+    assert await body_of(stores.blobs, digest) == BODY
 
 
 async def test_the_same_bytes_by_another_algorithm_are_another_blob(stores: Stores) -> None:

@@ -1,0 +1,46 @@
+"""What was taken out of the store because something is wrong with it: kept for a while to be looked at, never served.
+
+Each has a name of its own below quarantine/, which begins with when it was put there. All of it blocks.
+"""
+
+import os
+import secrets
+import time
+from collections import Counter
+
+from proxy.files import Tree
+
+DIRECTORY = "quarantine"
+LIFE = 7 * 86400.0  # seconds that something is kept ...
+LARGEST = 1024**3  # ... and bytes of all; the oldest go first
+_LONGEST = 160  # bytes of a name that are kept of it
+
+
+def set_aside(tree: Tree, key: str, status: os.stat_result) -> str | None:
+    """Move what is at a key, without following or opening it. Returns where to; None if it is there no more.
+
+    Whoever has it open reads on. Raises OSError.
+    """
+    name = os.fsdecode(os.fsencode(key.rpartition("/")[2])[:_LONGEST])
+    target = f"{DIRECTORY}/{int(time.time())}-{secrets.token_hex(4)}-{name}"
+    return target if tree.set_aside(key, status, target) else None
+
+
+def sweep(tree: Tree, now: float) -> None:
+    """Drop what has been there for long enough, and what is too much. Raises OSError."""
+    sizes = Counter[str]()
+    for entry in tree.scan(DIRECTORY):
+        sizes[entry.key.split("/")[1]] += entry.size
+    total = 0
+    for name, _ in reversed(tree.entries(DIRECTORY)):  # the newest first
+        since = name.partition("-")[0]
+        age = now - int(since) if since.isascii() and since.isdigit() else LIFE
+        if abs(age) >= LIFE or total + sizes[name] > LARGEST:  # far ahead of now: the clock was wrong
+            tree.clear(f"{DIRECTORY}/{name}")
+        else:
+            total += sizes[name]
+
+
+def size(tree: Tree) -> int:
+    """The bytes of all that is there."""
+    return sum(entry.size for entry in tree.scan(DIRECTORY))
