@@ -16,7 +16,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from cachetools import LRUCache
 from prometheus_client import CollectorRegistry
 
-from proxy import files, pins, trust
+from proxy import files, lifecycle, pins, trust
 from proxy.admin import Admin
 from proxy.blobs import Blobs
 from proxy.certificates import Certificate
@@ -27,6 +27,7 @@ from proxy.fill import Means
 from proxy.handlers import Handlers
 from proxy.housekeeping import Housekeeping, sweep
 from proxy.jobs import Job, Jobs
+from proxy.lifecycle import Due, Lifecycle
 from proxy.listings import Listings
 from proxy.manifests import Manifests
 from proxy.parts import Memory
@@ -113,7 +114,7 @@ async def build(config: Config, log: Logger, metrics: Metrics) -> AsyncIterator[
             tree=tree, store=store, repositories=repositories, space=space, manifests=manifests,
             upstreams=tuple(upstreams.values()), metrics=metrics, log=log,
         )  # fmt: skip
-        jobs = Jobs(tree, [Job("sweep", SWEEP, lambda: files.hop(sweep, tree))], log)
+        jobs = Jobs(tree, _jobs(config, tree, repositories, log, metrics), log)
         desk = Desk(config, tree)
         yield App(handlers, manifests, blobs, repositories, metrics, limits, desk, housekeeping, jobs)
 
@@ -121,6 +122,28 @@ async def build(config: Config, log: Logger, metrics: Metrics) -> AsyncIterator[
 def _evicted(gone: Evicted, log: Logger, metrics: Metrics) -> None:
     metrics.evicted_bytes.inc(gone.size)
     log.info("evicted", blobs=gone.blobs, bytes=gone.size)
+
+
+def _jobs(config: Config, tree: files.Tree, repositories: DiskRepositories, log: Logger, metrics: Metrics) -> list[Job]:
+    """What is due once in a while; lifecycle policies only where there are any."""
+    jobs = [Job("sweep", SWEEP, lambda: files.hop(sweep, tree))]
+    work = Lifecycle(
+        tree, lifecycle.assigned(config.lifecycle), config.upstream, repositories.record_pulls,
+        lambda one, size: _expired(one, size, log, metrics),
+    )  # fmt: skip
+    if config.lifecycle:
+        jobs.append(Job(lifecycle.JOB, config.store.lifecycle_interval, work.run))
+    return jobs
+
+
+def _expired(one: Due, size: int, log: Logger, metrics: Metrics) -> None:
+    metrics.expired_images.inc()
+    metrics.expired_bytes.inc(size)
+    image, rule = one.image, one.taken.rule
+    log.info(
+        "expired", repository=str(image.repository), tags=sorted(map(str, image.tags)), digest=str(image.digest),
+        policy=one.policy, rule=rule.priority, why=one.taken.why, bytes=size,
+    )  # fmt: skip
 
 
 def bind(listen: Listen, key: str) -> socket.socket:

@@ -392,6 +392,12 @@ class Tree:
             os.close(fd)
         return True
 
+    def used(self, key: str) -> float:
+        """When a file was last used, in seconds since the epoch; 0 if it is gone. Blocking: call it within one hop."""
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), self._parent(key) as (directory, name):
+            return os.stat(name, dir_fd=directory, follow_symlinks=False).st_mtime
+        return 0.0
+
     def is_free(self, key: str) -> bool:
         """Whether a file is there and nobody holds a lock on it; blocking: call it within one hop."""
         return bool(self.peek(key, _try_lock))

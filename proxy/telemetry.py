@@ -137,6 +137,12 @@ class Metrics:
             "entrepot_cache_bytes", "Bytes of stored blobs", registry=registry, multiprocess_mode="mostrecent"
         )
         self.evicted_bytes = Counter("entrepot_evicted_bytes", "Bytes of blobs dropped to make room", registry=registry)
+        self.expired_images = Counter(
+            "entrepot_expired_images", "Images that lifecycle policies took out", registry=registry
+        )
+        self.expired_bytes = Counter(
+            "entrepot_expired_bytes", "Bytes of blobs that went with those images", registry=registry
+        )
         self.descriptors = Gauge(
             "entrepot_open_descriptors", "Open file descriptors", registry=registry, multiprocess_mode="livesum"
         )
