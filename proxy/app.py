@@ -21,13 +21,13 @@ from proxy.admin import Admin
 from proxy.blobs import Blobs
 from proxy.certificates import Certificate
 from proxy.config import Config, ConfigError
-from proxy.desk import Desk
+from proxy.desk import Answer, Desk
 from proxy.eviction import Bounds, Evicted, Space
+from proxy.expiry import Expiry
 from proxy.fill import Means
 from proxy.handlers import Handlers
 from proxy.housekeeping import Housekeeping, sweep
 from proxy.jobs import Job, Jobs
-from proxy.lifecycle import Due, Lifecycle
 from proxy.listings import Listings
 from proxy.manifests import Manifests
 from proxy.parts import Memory
@@ -127,23 +127,18 @@ def _evicted(gone: Evicted, log: Logger, metrics: Metrics) -> None:
 def _jobs(config: Config, tree: files.Tree, repositories: DiskRepositories, log: Logger, metrics: Metrics) -> list[Job]:
     """What is due once in a while; lifecycle policies only where there are any."""
     jobs = [Job("sweep", SWEEP, lambda: files.hop(sweep, tree))]
-    work = Lifecycle(
-        tree, lifecycle.assigned(config.lifecycle), config.upstream, repositories.record_pulls,
-        lambda one, size: _expired(one, size, log, metrics),
-    )  # fmt: skip
     if config.lifecycle:
-        jobs.append(Job(lifecycle.JOB, config.store.lifecycle_interval, work.run))
+        policies = lifecycle.configured(config.lifecycle, config.upstream)
+        expiry = Expiry(config.store.path, policies, repositories.record_pulls, lambda one: _expired(one, log, metrics))
+        jobs.append(Job(lifecycle.JOB, config.store.lifecycle_interval, expiry.run))
     return jobs
 
 
-def _expired(one: Due, size: int, log: Logger, metrics: Metrics) -> None:
+def _expired(one: Answer, log: Logger, metrics: Metrics) -> None:
     metrics.expired_images.inc()
-    metrics.expired_bytes.inc(size)
-    image, rule = one.image, one.taken.rule
-    log.info(
-        "expired", repository=str(image.repository), tags=sorted(map(str, image.tags)), digest=str(image.digest),
-        policy=one.policy, rule=rule.priority, why=one.taken.why, bytes=size,
-    )  # fmt: skip
+    metrics.expired_bytes.inc(one["freed"])
+    keys = ("repository", "tags", "digest", "policy", "rule", "why")
+    log.info("expired", **{key: one[key] for key in keys}, bytes=one["freed"])
 
 
 def bind(listen: Listen, key: str) -> socket.socket:

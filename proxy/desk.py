@@ -156,27 +156,31 @@ class Desk:
 
     def preview(self, patterns: Sequence[str], policy: str | None = None) -> Answer:
         """What would go now of those repositories by their lifecycle policies, or if they had this one."""
-        assignments = lifecycle.assigned(self._config.lifecycle)
+        policies = self._policies
         if policy is not None:
             try:
-                assignments = [lifecycle.Assignment("policy", patterns or ["*"], parse(policy))]
+                one = lifecycle.Assignment("policy", patterns or ["*"], parse(policy))
             except PolicyInvalid as error:
                 raise OciError(Problem.BAD_REQUEST, f"policy: {error}") from None
-        plan = lifecycle.plan(self._tree, assignments, self._config.upstream, _matching(patterns))
+            policies = replace(policies, assignments=[one])
+        plan = lifecycle.plan(self._tree, policies, _matching(patterns))
         freed = [plan.needs.without(one.image).size if one.kept is None else 0 for one in plan.due]
         images = [lifecycle.as_json(one, size) for one, size in zip(plan.due, freed, strict=True)]
-        return _by_policies(assignments, images)
+        return _by_policies(policies, images)
 
     def apply(self, patterns: Sequence[str]) -> Answer:
         """Take out now what the lifecycle policies of those repositories say is to go."""
-        assignments = lifecycle.assigned(self._config.lifecycle)
         with self._tree.claimed(f"jobs/{lifecycle.JOB}") as claim:
             if claim is None:
                 raise OciError(Problem.OVERLOADED, "the lifecycle policies are being applied by a server: ask again")
-            plan = lifecycle.plan(self._tree, assignments, self._config.upstream, _matching(patterns))
+            plan = lifecycle.plan(self._tree, self._policies, _matching(patterns))
             gone = [(one, lifecycle.take(self._tree, plan, one)) for one in plan.going]
             asyncio.run(announce_change(self._tree))
-        return _by_policies(assignments, [lifecycle.as_json(one, size) for one, size in gone if size is not None])
+        return _by_policies(self._policies, [lifecycle.as_json(one, size) for one, size in gone if size is not None])
+
+    @property
+    def _policies(self) -> lifecycle.Policies:
+        return lifecycle.configured(self._config.lifecycle, self._config.upstream)
 
     def _parsed(self, name: str) -> tuple[Repository, Reference]:
         try:
@@ -191,9 +195,9 @@ class Desk:
         return image
 
 
-def _by_policies(assignments: Sequence[lifecycle.Assignment], images: Sequence[Answer]) -> Answer:
-    policies = [{"name": one.name, "repositories": list(one.repositories)} for one in assignments]
-    return {"policies": policies, "images": images, "freed": sum(one["freed"] for one in images)}
+def _by_policies(policies: lifecycle.Policies, images: Sequence[Answer]) -> Answer:
+    told = [{"name": one.name, "repositories": list(one.repositories)} for one in policies.assignments]
+    return {"policies": told, "images": images, "freed": sum(one["freed"] for one in images)}
 
 
 def _matching(patterns: Sequence[str]) -> Callable[[Repository], bool]:

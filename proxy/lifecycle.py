@@ -1,30 +1,26 @@
 """Which cached images lifecycle policies take, and taking them out.
 
-Blocking, as the catalog is that it is read from; `Lifecycle` is the work of a server, in threads.
+Blocking, as the catalog is that it is read from: a server does it in a process of its own (`expiry`).
 """
 
-import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from itertools import islice
 from typing import Any
 
-from proxy import daemon, inventory, sections
+from proxy import inventory, sections
 from proxy.catalog import Catalog, Image
-from proxy.files import Tree, hop
+from proxy.files import Tree
 from proxy.oci.digest import Digest
 from proxy.oci.lifecycle import Policy, Subject, Taken, evaluate
 from proxy.oci.ratelimit import as_utc
 from proxy.oci.reference import Reference, Repository
 from proxy.removal import Needs, carry_out
 from proxy.stores import disk
-from proxy.stores.disk import announce_change
 
 JOB = "lifecycle"  # what the job is called: its lock is that of everybody who takes images out by policies
-AT_ONCE = 50  # images that go within one hop
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +34,15 @@ class Assignment:
     def covers(self, repository: Repository) -> bool:
         """Whether a repository has this policy, unless an assignment before this one covers it too."""
         return any(fnmatchcase(str(repository), pattern) for pattern in self.repositories)
+
+
+@dataclass(frozen=True, slots=True)
+class Policies:
+    """All of the configuration that decides what is to go: the policies, and which tags it keeps, by registry."""
+
+    assignments: Sequence[Assignment]
+    freeze: Mapping[str, Sequence[str]]
+    sealed: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,35 +73,31 @@ class Plan:
         return (one for one in self.due if one.kept is None)
 
 
-def assigned(entries: Sequence[sections.Lifecycle]) -> list[Assignment]:
-    """The configured policies; the first that covers a repository is its policy."""
-    return [
+def configured(entries: Sequence[sections.Lifecycle], upstreams: Sequence[sections.Upstream]) -> Policies:
+    """The policies of the configuration; the first that covers a repository is its policy."""
+    assignments = [
         Assignment(f"lifecycle[{index}]", entry.repositories, entry.policy)
         for index, entry in enumerate(entries)
         if entry.policy is not None
     ]
+    freeze = {upstream.registry: upstream.freeze for upstream in upstreams}
+    return Policies(assignments, freeze, frozenset(one.registry for one in upstreams if one.sealed))
 
 
-def plan(
-    tree: Tree,
-    assignments: Sequence[Assignment],
-    upstreams: Sequence[sections.Upstream],
-    wanted: Callable[[Repository], bool] = lambda _: True,
-) -> Plan:
+def plan(tree: Tree, policies: Policies, wanted: Callable[[Repository], bool] = lambda _: True) -> Plan:
     """Find out what is to go of the repositories that are wanted. Raises OSError."""
     now, catalog = time.time(), Catalog(tree)
-    settings = {one.registry: one for one in upstreams}
     images = catalog.images()
     own: defaultdict[Repository, list[Image]] = defaultdict(list)
     for image in images:
         own[image.repository].append(image)
     due: list[Due] = []
     for repository, found in own.items():
-        assignment = next((one for one in assignments if one.covers(repository)), None)
+        assignment = next((one for one in policies.assignments if one.covers(repository)), None)
         if assignment is not None and wanted(repository):
             pulled = catalog.repositories[repository].pulled
             taken = _taken(found, assignment, pulled, now)
-            kept = [replace(one, kept=_kept(one.image, settings.get(repository.registry), now)) for one in taken]
+            kept = [replace(one, kept=_kept(one.image, policies, now)) for one in taken]
             due += _with_parts(kept, found)
     due.sort(key=lambda one: one.image.cached or 0.0)
     return Plan(due, Needs(images, [one.image for one in due if one.kept is None]), now)
@@ -123,16 +124,17 @@ def _subject(image: Image, pulled: float) -> Subject:
     return Subject(tuple(map(str, image.tags)), pulled if image.cached is None else image.cached, pulled)
 
 
-def _kept(image: Image, upstream: sections.Upstream | None, now: float) -> str | None:
+def _kept(image: Image, policies: Policies, now: float) -> str | None:
     """What keeps an image, in a word or two: what an operator wants to stay, and what nobody could bring back."""
     pin = image.pin(now)
     if pin is not None:
         return "deleted upstream" if pin.is_deleted else "pinned"
-    freeze = () if upstream is None or not image.tags else upstream.freeze
+    registry = image.repository.registry
+    freeze = policies.freeze.get(registry, ()) if image.tags else ()
     is_frozen = any(record.is_frozen for record in image.tags.values())
     if is_frozen or any(fnmatchcase(image.repository.name, pattern) for pattern in freeze):
         return "frozen"
-    return "upstream is sealed" if upstream is not None and upstream.sealed else None
+    return "upstream is sealed" if registry in policies.sealed else None
 
 
 def _with_parts(due: Sequence[Due], images: Iterable[Image]) -> list[Due]:
@@ -186,41 +188,3 @@ def as_json(one: Due, freed: int) -> dict[str, Any]:
         "pulled": as_utc(max(one.pulled.values())),
         "freed": freed,
     }
-
-
-class Lifecycle:
-    """The job: what is due goes, and each image that has gone is told."""
-
-    def __init__(
-        self,
-        tree: Tree,
-        assignments: Sequence[Assignment],
-        upstreams: Sequence[sections.Upstream],
-        record_pulls: Callable[[], Awaitable[None]],
-        expired: Callable[[Due, int], None],
-    ) -> None:
-        """`record_pulls` writes down this process's pulls; `expired` is told of each image, and the bytes freed."""
-        self._tree = tree
-        self._assignments = assignments
-        self._upstreams = upstreams
-        self._record_pulls = record_pulls
-        self._expired = expired
-
-    async def run(self) -> None:
-        """Take out what is due now. Raises OSError."""
-        await self._record_pulls()
-        # Not by a hop: it takes as long as there are manifests, and an exit need not wait for a look at them.
-        looking = daemon.start(lambda: plan(self._tree, self._assignments, self._upstreams), "lifecycle")
-        found = await asyncio.wrap_future(looking)
-        going = found.going
-        while some := list(islice(going, AT_ONCE)):
-            await self._record_pulls()
-            if await hop(self._take, found, some):
-                await announce_change(self._tree)
-
-    def _take(self, found: Plan, some: Sequence[Due]) -> bool:
-        freed = [(one, take(self._tree, found, one)) for one in some]
-        for one, count in freed:
-            if count is not None:
-                self._expired(one, count)
-        return any(count is not None for _, count in freed)

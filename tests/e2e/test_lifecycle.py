@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import io
 import json
 import os
+import pickle
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,10 +13,9 @@ from typing import Any
 
 import pytest
 
-from proxy import lifecycle
-from proxy.app import _jobs
+from proxy.expiry import Expiry, work
 from proxy.files import hop
-from proxy.jobs import Job
+from proxy.lifecycle import configured as configured_policies
 
 from .harness import Proxy, running, toml
 from .test_admin_api import administered, ask, order
@@ -64,16 +65,11 @@ def aged(proxy: Proxy, image: Image | Index, *, pulled: float, cached: float | N
     os.utime(link, (time.time() - pulled * DAY,) * 2)
 
 
-async def applied(proxy: Proxy) -> None:
-    """Have the server do its job."""
-    (_, job) = _work(proxy)
-    await job.work()
+async def job(proxy: Proxy) -> None:
+    """Have the server do its job now."""
+    _, due = proxy.app.jobs._jobs
+    await due.work()
     await proxy.app.housekeeping._round(None)
-
-
-def _work(proxy: Proxy) -> list[Job]:
-    app = proxy.app
-    return _jobs(proxy.config, app.jobs._tree, app.repositories, app.handlers._log, proxy.metrics)  # type: ignore[arg-type]
 
 
 async def previewed(store: Path, *arguments: str) -> list[tuple[str, int, str | None]]:
@@ -104,7 +100,7 @@ async def test_what_nobody_has_pulled_for_long_goes_with_what_no_other_image_nee
         aged(proxy, new, pulled=1, cached=90)
         assert await previewed(store) == [(f"docker.io/{REPO}:old", 1, None)]
         before = await listed(store)
-        await applied(proxy)
+        await job(proxy)
         assert tags(await listed(store)) == ["new"]
         assert (old.layer_digests[0] in proxy.blobs(), old.layer_digests[1] in proxy.blobs()) == (True, False)
         (said,) = [record for record in proxy.log if record["event"] == "expired"]
@@ -137,7 +133,7 @@ async def test_rules_go_by_priority_and_count_within_a_repository(upstream: Fake
         assert "lifecycle[0], rule 1: rule 1\n" in said
         assert "number 3 from the newest, and 2 may stay" in said
         assert "3 images would go, and " in said
-        await applied(proxy)
+        await entrepot_lifecycle(store, "apply")
         assert tags(await listed(store)) == ["v0", "v1", "v9"]
 
 
@@ -176,7 +172,7 @@ async def test_what_is_pinned_frozen_or_deleted_upstream_stays_and_the_preview_s
         assert "kept: deleted upstream" in said
         assert "One image would go, and " in said
         assert "; 3 stay all the same.\n" in said
-        await applied(proxy)
+        await entrepot_lifecycle(store, "apply")
         assert sorted(one["digest"] for one in await listed(store)) == sorted(
             image.digest for name, image in images.items() if name != "old"
         )
@@ -194,7 +190,7 @@ async def test_what_the_configuration_freezes_or_seals_stays(
         aged(proxy, image, pulled=99)
     async with running(configured(upstream.url, UNPULLED, more=more), store) as proxy:
         assert await previewed(store) == [(f"docker.io/{REPO}:v1", 1, kept)]
-        await applied(proxy)
+        await entrepot_lifecycle(store, "apply")
         assert tags(await listed(store)) == ["v1"]
 
 
@@ -211,12 +207,12 @@ async def test_a_part_of_an_index_stays_with_it_and_goes_with_it(upstream: FakeR
         assert await previewed(store) == [(f"docker.io/{REPO}:part0", 1, "part of an index that stays")]
         aged(proxy, parts[1], pulled=99)
         assert {kept for _, _, kept in await previewed(store)} == {None}
-        await applied(proxy)
+        await entrepot_lifecycle(store, "apply")
         assert (await listed(store), proxy.blobs()) == ([], [])
 
 
 async def test_an_image_that_somebody_wants_between_the_look_and_the_end_stays(
-    upstream: FakeRegistry, store: Path, monkeypatch: pytest.MonkeyPatch
+    upstream: FakeRegistry, store: Path
 ) -> None:
     images = {name: upstream.add_image(REPO, name, [b"shared", name.encode()]) for name in ("a", "b", "c", "d", "gone")}
     late = upstream.add_image(OTHER, "late", [b"gone"])
@@ -224,12 +220,6 @@ async def test_an_image_that_somebody_wants_between_the_look_and_the_end_stays(
         for image in images.values():
             await pull(proxy, image)
             aged(proxy, image, pulled=99)
-        looked = lifecycle.plan
-
-        def plan(*arguments: Any) -> lifecycle.Plan:
-            found = looked(*arguments)
-            asyncio.run_coroutine_threadsafe(meanwhile(), loop).result()
-            return found
 
         async def meanwhile() -> None:
             assert (await proxy.get(f"/v2/{REPO}/manifests/{images['a'].digest}")).status == 200
@@ -237,13 +227,18 @@ async def test_an_image_that_somebody_wants_between_the_look_and_the_end_stays(
             await entrepot(store, "freeze", "app:c")
             upstream.tag(REPO, "d", late.digest)
             tag = store / "repositories/docker.io" / REPO / "_tags/d"
-            tag.write_text(tag.read_text().replace(images["d"].digest, late.digest))  # as another worker would
+            written = await hop(tag.read_text)
+            await hop(tag.write_text, written.replace(images["d"].digest, late.digest))  # as another worker would
             await pull(proxy, late)
 
-        loop = asyncio.get_running_loop()
-        monkeypatch.setattr(lifecycle, "plan", plan)
-        await applied(proxy)
-        assert [record["tags"] for record in proxy.log if record["event"] == "expired"] == [["gone"]]
+        async def record_pulls() -> None:
+            await meanwhile()
+            await proxy.app.housekeeping._round(None)
+
+        gone: list[dict[str, Any]] = []
+        policies = configured_policies(proxy.config.lifecycle, proxy.config.upstream)
+        await Expiry(store, policies, record_pulls, gone.append).run()
+        assert [one["tags"] for one in gone] == [["gone"]]
         assert images["gone"].layer_digests[1] in proxy.blobs()  # what came meanwhile needs it
         assert {images[name].digest for name in "abcd"} <= {one["digest"] for one in await listed(store)}
         assert late.digest in (store / "repositories/docker.io" / REPO / "_tags/d").read_text()
@@ -320,3 +315,40 @@ async def test_the_job_is_there_only_where_there_are_policies(upstream: FakeRegi
     text = configured(upstream.url, UNPULLED).replace("[store]", "[store]\nlifecycle_interval = '10m'")
     async with running(text, store) as proxy:
         assert [(job.name, job.every) for job in proxy.app.jobs._jobs][1:] == [("lifecycle", 600.0)]
+
+
+async def test_trouble_of_the_process_is_the_jobs(upstream: FakeRegistry, store: Path, tmp_path: Path) -> None:
+    async with running(configured(upstream.url, UNPULLED), store) as proxy:
+        policies = configured_policies(proxy.config.lifecycle, proxy.config.upstream)
+
+        async def nothing() -> None:
+            pass
+
+        for path, said in ((Path("/dev/null/x"), "Not a directory"), ("no path", "the process for it ended with 1")):
+            with pytest.raises(OSError, match=said):
+                await Expiry(path, policies, nothing, lambda _: None).run()  # type: ignore[arg-type]
+
+
+async def test_where_the_server_ends_nothing_goes_any_more(upstream: FakeRegistry, store: Path) -> None:
+    images = [upstream.add_image(REPO, f"v{number}", [b"%d" % number]) for number in range(2)]
+    async with running(configured(upstream.url, UNPULLED), store) as proxy:
+        for image in images:
+            await pull(proxy, image)
+            aged(proxy, image, pulled=99)
+        policies = configured_policies(proxy.config.lifecycle, proxy.config.upstream)
+        answers = io.StringIO()
+        await hop(work, io.BytesIO(pickle.dumps((store, policies))), answers)
+        assert answers.getvalue() == "{}\n"
+        assert tags(await listed(store)) == ["v0", "v1"]
+
+        async def never() -> None:
+            asking.set()
+            await asyncio.Event().wait()
+
+        asking = asyncio.Event()
+        task = asyncio.create_task(Expiry(store, policies, never, lambda _: None).run())
+        await asking.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert tags(await listed(store)) == ["v0", "v1"]
