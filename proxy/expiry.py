@@ -25,7 +25,7 @@ from proxy.stores.disk import announce_change, open_tree
 
 AT_ONCE = 50  # images that go before it is asked again what has been pulled
 NICENESS = 10  # of a machine that is busy, pulls get more
-LINE = 1024 * 1024  # bytes: an image may have many tags
+LINE = 16 * 1024 * 1024  # bytes: an image may have many tags
 
 
 class Expiry:
@@ -47,7 +47,7 @@ class Expiry:
         """Take out what is due now. Raises OSError."""
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "proxy.expiry", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-            limit=LINE,
+            limit=LINE, start_new_session=True,  # a terminal's Ctrl-C is for the server
         )  # fmt: skip
         try:
             await self._attend(process.stdin, process.stdout)  # type: ignore[arg-type]  # they are pipes

@@ -1,7 +1,6 @@
 """`entrepot lifecycle`: what goes by lifecycle policies, before it does and on demand."""
 
 import json
-from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -58,7 +57,7 @@ def preview_command(
     if not told["policies"]:
         click.echo("No lifecycle policy is configured: write [[lifecycle]], or try one with --policy.")
         return
-    _print(told["images"])
+    _print(told)
     going = [one for one in told["images"] if one["kept"] is None]
     kept = len(told["images"]) - len(going)
     stays = f"; {kept} {'stays' if kept == 1 else 'stay'} all the same" if kept else ""
@@ -82,7 +81,7 @@ def apply_command(path: Path | None, server: str | None, as_json: bool, patterns
     if as_json:
         click.echo(json.dumps(told, indent=2))
         return
-    _print(told["images"])
+    _print(told)
     click.echo(
         f"{_count(len(told['images']))} went, and {size(told['freed'])} with them." if told["images"] else NOTHING
     )
@@ -103,10 +102,11 @@ def _count(images: int) -> str:
     return "One image" if images == 1 else f"{images:,} images"
 
 
-def _print(images: Sequence[Answer]) -> None:
+def _print(told: Answer) -> None:
     """A table for each rule of each policy; in it, the oldest image first."""
     console = Console(highlight=False)
-    by_rule = sorted(images, key=lambda one: (one["policy"], one["rule"]))
+    order = {policy["name"]: place for place, policy in enumerate(told["policies"])}
+    by_rule = sorted(told["images"], key=lambda one: (order[one["policy"]], one["rule"]))
     for (policy, rule), taken in groupby(by_rule, key=lambda one: (one["policy"], one["rule"])):
         some = list(taken)
         description = f": {some[0]['description']}" if some[0]["description"] else ""
