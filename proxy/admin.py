@@ -5,7 +5,7 @@ import ipaddress
 import json
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,11 @@ from proxy.stores.base import LimitStore
 from proxy.values import duration, moment
 
 _PORT = re.compile(r":[0-9]+\Z")
-KEYS = ("images", "for", "dry_run", "as_of", "repositories", "policy")
+KEYS = ("images", "for", "dry_run", "as_of")
+OTHER_KEYS: Mapping[str, Sequence[str]] = {
+    "/api/lifecycle/apply": ("repositories",),
+    "/api/lifecycle/preview": ("repositories", "policy"),
+}
 MAX_BODY = 64 * 1024  # bytes of a question
 PAGE = """Entrepot, the operator's side.
 
@@ -231,9 +235,10 @@ async def _read(request: web.BaseRequest) -> Mapping[str, Any]:
         order = None
     if not isinstance(order, dict):
         raise Refused(HTTPStatus.BAD_REQUEST, 'no JSON object: send {"images": [...]}')
-    unknown = sorted(order.keys() - set(KEYS))
+    keys = OTHER_KEYS.get(request.path, KEYS)
+    unknown = sorted(order.keys() - set(keys))
     if unknown:
-        raise Refused(HTTPStatus.BAD_REQUEST, f"{unknown[0]}: no such key; there are {', '.join(KEYS)}")
+        raise Refused(HTTPStatus.BAD_REQUEST, f"{unknown[0]}: no such key; there are {', '.join(keys)}")
     return order
 
 

@@ -8,13 +8,13 @@ and with it the process.
 """
 
 import asyncio
+import contextlib
 import errno
 import json
 import os
 import pickle
 import sys
 from collections.abc import Awaitable, Callable
-from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -54,7 +54,8 @@ class Expiry:
             code = await process.wait()
         finally:
             if process.returncode is None:
-                process.kill()  # it bears that at any point
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()  # it bears that at any point
                 await process.wait()
         if code != 0:
             raise OSError(errno.ECHILD, f"the process for it ended with {code}")
@@ -75,7 +76,7 @@ class Expiry:
 def work(orders: IO[bytes], answers: IO[str]) -> None:
     """The other side; blocking. Raises OSError."""
     store, policies = pickle.load(orders)  # noqa: S301  our own server's
-    with closing(open_tree(store)) as tree:
+    with contextlib.closing(open_tree(store)) as tree:
         plan = lifecycle.plan(tree, policies)
         going = plan.going
         while some := list(islice(going, AT_ONCE)):

@@ -303,6 +303,8 @@ async def test_a_server_previews_and_applies_too(upstream: FakeRegistry, store: 
         assert (status, told["error"]) == (400, "policy: rules: is required")
         assert (await order(host, "lifecycle/preview"))[0] == 400
         assert (await order(host, "lifecycle/apply", repositories="docker.io/*"))[0] == 400
+        for other in ({"images": ["app:v1"]}, {"policy": policy(UNPULLED)}):  # else all would go
+            assert (await order(host, "lifecycle/apply", **other))[0] == 400
         said = (await remote("lifecycle", "preview", "--server", host, "--policy", str(file))).stdout
         assert "not pulled for 99.0 days, more than 30" in said
         assert "No lifecycle policy" in (await remote("lifecycle", "preview", "--server", host)).stdout
