@@ -5,7 +5,7 @@ import ipaddress
 import json
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,11 @@ from proxy.stores.base import LimitStore
 from proxy.values import duration, moment
 
 _PORT = re.compile(r":[0-9]+\Z")
+KEYS = ("images", "for", "dry_run", "as_of")
+OTHER_KEYS: Mapping[str, Sequence[str]] = {
+    "/api/lifecycle/apply": ("repositories",),
+    "/api/lifecycle/preview": ("repositories", "policy"),
+}
 MAX_BODY = 64 * 1024  # bytes of a question
 PAGE = """Entrepot, the operator's side.
 
@@ -36,12 +41,17 @@ PAGE = """Entrepot, the operator's side.
 /api/usage                        where the bytes are
 /api/moves?since=TIME             which tags have moved since then (and repository=PATTERN)
 /api/scrub                        how the search for damage gets on, and what the last one found
+/api/lifecycle                    what would go by the lifecycle policies (and repository=PATTERN)
 
 By POST, with {"images": [...]} as application/json:
 /api/refresh                      ask upstream now
 /api/pin, /api/unpin              keep images ("for": "30d"), let them go again
 /api/freeze, /api/unfreeze        have tags stand for what they do ("as_of": TIME), or follow upstream again
 /api/remove                       take images out ("dry_run": true)
+
+By POST, with {"repositories": [PATTERN]} as application/json, or {} for all:
+/api/lifecycle/apply              take out now what would go
+/api/lifecycle/preview            what would go by another policy ("policy": its JSON, as text)
 """
 
 
@@ -77,6 +87,7 @@ class Admin:
             "/api/usage": self._usage,
             "/api/moves": self._moves,
             "/api/scrub": self._scrub,
+            "/api/lifecycle": self._lifecycle,
         }
         self._orders: Mapping[str, Callable[[Mapping[str, Any]], Awaitable[object]]] = {
             "/api/refresh": self._refresh,
@@ -85,6 +96,8 @@ class Admin:
             "/api/freeze": self._freeze,
             "/api/unfreeze": self._unfreeze,
             "/api/remove": self._remove,
+            "/api/lifecycle/apply": self._apply,
+            "/api/lifecycle/preview": self._preview,
         }
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -153,6 +166,9 @@ class Admin:
         patterns = request.query.getall("repository", [])
         return {"moves": await hop(self._desk.moves, patterns, 0.0 if since is None else since)}
 
+    async def _lifecycle(self, request: web.BaseRequest) -> object:
+        return await hop(self._desk.preview, request.query.getall("repository", []))
+
     async def _upstreams(self, _request: web.BaseRequest) -> object:
         """From the files that the processes write every few seconds: whichever of them has asked, it is known here."""
         known, now = await self._limits.all(), time.time()
@@ -183,6 +199,15 @@ class Admin:
 
     async def _remove(self, order: Mapping[str, Any]) -> object:
         return {"images": await hop(self._desk.remove, _names(order), dry_run=order.get("dry_run") is True)}
+
+    async def _apply(self, order: Mapping[str, Any]) -> object:
+        return await hop(self._desk.apply, _texts(order, "repositories", "docker.io/*"))
+
+    async def _preview(self, order: Mapping[str, Any]) -> object:
+        policy = order.get("policy")
+        if not isinstance(policy, str):
+            raise Refused(HTTPStatus.BAD_REQUEST, "policy: must be the JSON of a policy, as text")
+        return await hop(self._desk.preview, _texts(order, "repositories", "docker.io/*"), policy)
 
     def _metrics(self) -> bytes:
         if self._shared is None:
@@ -215,17 +240,25 @@ async def _read(request: web.BaseRequest) -> Mapping[str, Any]:
         order = None
     if not isinstance(order, dict):
         raise Refused(HTTPStatus.BAD_REQUEST, 'no JSON object: send {"images": [...]}')
-    unknown = sorted(order.keys() - {"images", "for", "dry_run", "as_of"})
+    keys = OTHER_KEYS.get(request.path, KEYS)
+    unknown = sorted(order.keys() - set(keys))
     if unknown:
-        raise Refused(HTTPStatus.BAD_REQUEST, f"{unknown[0]}: no such key; there are images, for, dry_run, as_of")
+        raise Refused(HTTPStatus.BAD_REQUEST, f"{unknown[0]}: no such key; there are {', '.join(keys)}")
     return order
 
 
 def _names(order: Mapping[str, Any]) -> list[str]:
-    names = order.get("images")
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+    names = _texts(order, "images", "nginx:1.27")
+    if not names:
         raise Refused(HTTPStatus.BAD_REQUEST, 'images: must be a list of images, such as ["nginx:1.27"]')
     return names
+
+
+def _texts(order: Mapping[str, Any], key: str, example: str) -> list[str]:
+    texts = order.get(key, [])
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise Refused(HTTPStatus.BAD_REQUEST, f'{key}: must be a list of {key}, such as ["{example}"]')
+    return texts
 
 
 def _moment(value: object, key: str) -> float | None:

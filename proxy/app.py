@@ -16,13 +16,14 @@ from aiohttp.http_exceptions import HttpProcessingError
 from cachetools import LRUCache
 from prometheus_client import CollectorRegistry
 
-from proxy import files, pins, trust
+from proxy import files, lifecycle, pins, trust
 from proxy.admin import Admin
 from proxy.blobs import Blobs
 from proxy.certificates import Certificate
 from proxy.config import Config, ConfigError
-from proxy.desk import Desk
+from proxy.desk import Answer, Desk
 from proxy.eviction import Bounds, Evicted, Space
+from proxy.expiry import Expiry
 from proxy.fill import Means
 from proxy.forgetting import forget
 from proxy.handlers import Handlers
@@ -123,21 +124,11 @@ async def build(config: Config, log: Logger, metrics: Metrics) -> AsyncIterator[
         )  # fmt: skip
         healing = Healing(tree, store, manifests, blobs, {one.registry for one in config.upstream if not one.sealed})
         scrubber = Scrubber(tree, healing, metrics, log, config.store.scrub_rate)
+        jobs = _sweeps(tree) + _scrubs(config, scrubber) + _expiries(config, repositories, log, metrics)
         yield App(
             handlers, manifests, blobs, repositories, space, metrics, limits, Desk(config, tree), housekeeping,
-            Jobs(tree, _due(config, tree, scrubber), log), scrubber,
+            Jobs(tree, jobs, log), scrubber,
         )  # fmt: skip
-
-
-def _due(config: Config, tree: files.Tree, scrubber: Scrubber) -> list[Job]:
-    """What one process at a time does, once in a while."""
-    due = [
-        Job("sweep", SWEEP, lambda: files.hop(sweep, tree)),
-        Job("forget", FORGET, lambda: files.hop(forget, tree)),
-    ]
-    if config.store.scrub_rate:
-        due.append(Job("scrub", config.store.scrub_interval, scrubber.patrol))
-    return due
 
 
 async def _take_stock(config: Config, tree: files.Tree, space: Space, log: Logger) -> None:
@@ -158,6 +149,36 @@ async def _take_stock(config: Config, tree: files.Tree, space: Space, log: Logge
 def _evicted(gone: Evicted, log: Logger, metrics: Metrics) -> None:
     metrics.evicted_bytes.inc(gone.size)
     log.info("evicted", blobs=gone.blobs, bytes=gone.size)
+
+
+# What one process at a time does, once in a while
+
+
+def _sweeps(tree: files.Tree) -> list[Job]:
+    return [
+        Job("sweep", SWEEP, lambda: files.hop(sweep, tree)),
+        Job("forget", FORGET, lambda: files.hop(forget, tree)),
+    ]
+
+
+def _scrubs(config: Config, scrubber: Scrubber) -> list[Job]:
+    return [Job("scrub", config.store.scrub_interval, scrubber.patrol)] if config.store.scrub_rate else []
+
+
+def _expiries(config: Config, repositories: DiskRepositories, log: Logger, metrics: Metrics) -> list[Job]:
+    """Lifecycle policies, where there are any."""
+    if not config.lifecycle:
+        return []
+    policies = lifecycle.configured(config.lifecycle, config.upstream)
+    expiry = Expiry(config.store.path, policies, repositories.record_pulls, lambda one: _expired(one, log, metrics))
+    return [Job(lifecycle.JOB, config.store.lifecycle_interval, expiry.run)]
+
+
+def _expired(one: Answer, log: Logger, metrics: Metrics) -> None:
+    metrics.expired_images.inc()
+    metrics.expired_bytes.inc(one["freed"])
+    keys = ("repository", "tags", "digest", "policy", "rule", "why")
+    log.info("expired", **{key: one[key] for key in keys}, bytes=one["freed"])
 
 
 def bind(listen: Listen, key: str) -> socket.socket:

@@ -11,7 +11,7 @@ from rich.text import Text
 from proxy import files, trust
 from proxy.certificates import Certificate
 from proxy.config import Config, ConfigError
-from proxy.sections import Account, Upstream
+from proxy.sections import Account, Lifecycle, Upstream
 
 GIB = 1024**3
 FORMS = "/v2/{name}/IMAGE or ?ns={name}"
@@ -23,6 +23,9 @@ def report(config: Config, console: Console) -> bool:
     for upstream in config.upstream:
         console.print()
         _paragraph(console, _title(config, upstream), _sentences(upstream))
+    for index, entry in enumerate(config.lifecycle):
+        console.print()
+        _paragraph(console, f"lifecycle[{index}] for {', '.join(entry.repositories)}", _rules(entry))
     console.print()
     if config.default_upstream is None:
         console.print("A name without a registry is refused: no upstream is marked default = true.")
@@ -126,6 +129,11 @@ def _sentences(upstream: Upstream) -> list[str]:
     if upstream.insecure:
         said.append("Its certificate is not verified: whoever is in between can read passwords and move tags.")
     return said
+
+
+def _rules(entry: Lifecycle) -> list[str]:
+    """What goes by a policy, a rule a line."""
+    return [] if entry.policy is None else [f"Rule {rule.priority}: {rule}." for rule in entry.policy.rules]
 
 
 def _account(account: Account) -> str:

@@ -9,10 +9,12 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, SecretStr, ValidationError, model_validator
 
+from proxy.oci import lifecycle
+from proxy.oci.lifecycle import PolicyInvalid
 from proxy.proxies import from_environment
 from proxy.registries import PUBLIC, known
 from proxy.routing import Routes
-from proxy.sections import Account, Admin, Log, Server, Store, Upstream
+from proxy.sections import Account, Admin, Lifecycle, Log, Server, Store, Upstream
 from proxy.values import Section
 
 PREFIX = "ENTREPOT_"
@@ -40,6 +42,7 @@ class Config(Section):
     store: Store = Field(default_factory=Store)
     log: Log = Field(default_factory=Log)
     upstream: Annotated[tuple[Upstream, ...], Field(strict=False)]
+    lifecycle: Annotated[tuple[Lifecycle, ...], Field(strict=False)] = ()
 
     @property
     def default_upstream(self) -> Upstream | None:
@@ -74,6 +77,18 @@ class Config(Section):
                     seen[name] = upstream.registry
         return self
 
+    @model_validator(mode="after")
+    def _of_an_upstream(self) -> Self:
+        """A pattern without its registry would never match, and nobody would notice for a year."""
+        heads = [f"{upstream.registry}/" for upstream in self.upstream]
+        for index, entry in enumerate(self.lifecycle):
+            for number, pattern in enumerate(entry.repositories):
+                literal = pattern.partition("*")[0]
+                if not any(head.startswith(literal) or literal.startswith(head) for head in heads):
+                    place = f"lifecycle[{index}].repositories[{number}]"
+                    raise ValueError(f"{place}: {pattern!r} is of no upstream: write one in front, as in {heads[0]}*")
+        return self
+
 
 def load(path: Path | None, environ: Mapping[str, str]) -> Config:
     """Read the file, where there is one, lay the environment over it, and check everything.
@@ -94,7 +109,7 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Config:
     if config.server.sealed:
         sealed = tuple(upstream.model_copy(update={"sealed": True}) for upstream in config.upstream)
         config = config.model_copy(update={"upstream": sealed})
-    return _with_passwords(_with_proxies(config, environ), environ)
+    return _with_policies(_with_passwords(_with_proxies(config, environ), environ))
 
 
 def _with_proxies(config: Config, environ: Mapping[str, str]) -> Config:
@@ -178,8 +193,8 @@ def _explain(problem: Any) -> str:
             text = str(problem["ctx"]["error"])
         case "model_type" | "dict_type" | "model_attributes_type":
             text = "must be a table"
-        case "tuple_type" if key == "upstream":
-            text = "must be a list of tables: write [[upstream]], with two brackets"
+        case "tuple_type" if key in {"upstream", "lifecycle"}:
+            text = f"must be a list of tables: write [[{key}]], with two brackets"
         case "tuple_type":
             text = "must be a list: write it in [brackets]"
         case "path_type":
@@ -190,7 +205,7 @@ def _explain(problem: Any) -> str:
 
 
 def _nearest(location: Sequence[Any]) -> str:
-    sections: Mapping[str, type[Section]] = {**_SECTIONS, "upstream": Upstream}
+    sections: Mapping[str, type[Section]] = {**_SECTIONS, "upstream": Upstream, "lifecycle": Lifecycle}
     model = Config if len(location) == 1 else sections.get(str(location[0]), Config)
     if "account" in location[:-1]:
         model = Account
@@ -223,6 +238,36 @@ def _with_passwords(config: Config, environ: Mapping[str, str]) -> Config:
     if problems:
         raise ConfigError(problems)
     return config.model_copy(update={"upstream": tuple(upstreams), "admin": admin})
+
+
+def _with_policies(config: Config) -> Config:
+    """Read the policies that are in files of their own. Raises ConfigError with every one that is none."""
+    problems, entries = [], []
+    for index, entry in enumerate(config.lifecycle):
+        try:
+            policy = entry.policy if entry.policy_file is None else lifecycle.parse(policy_text(entry.policy_file))
+        except ValueError as error:
+            problems.append(f"lifecycle[{index}].policy_file: {error}")
+        else:
+            entries.append(entry.model_copy(update={"policy": policy}))
+    if problems:
+        raise ConfigError(problems)
+    return config.model_copy(update={"lifecycle": tuple(entries)})
+
+
+def policy_text(file: Path) -> str:
+    """The lifecycle policy that a file holds, which is one. Raises ValueError with what is wrong, and where."""
+    try:
+        with file.open(encoding="utf-8") as stream:
+            text = stream.read(lifecycle.MAX_TEXT + 1)
+        lifecycle.parse(text)
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{file} is no text: write the policy's JSON") from None
+    except PolicyInvalid as error:
+        raise ValueError(f"{file}: {error}") from None
+    return text
 
 
 def _secret(variable: str | None, file: Path | None, key: str, environ: Mapping[str, str]) -> SecretStr | None:

@@ -10,13 +10,14 @@ from dataclasses import asdict, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-from proxy import inventory, removal, scrubbing
+from proxy import inventory, lifecycle, removal, scrubbing
 from proxy.catalog import Catalog, Image
 from proxy.config import Config
 from proxy.files import Tree
 from proxy.frontdoor import FrontDoor, Told
 from proxy.oci import history
 from proxy.oci.errors import OciError, Problem
+from proxy.oci.lifecycle import PolicyInvalid, parse
 from proxy.oci.ratelimit import as_utc
 from proxy.oci.reference import Reference, Repository, Tag
 from proxy.routing import image as resolve
@@ -164,6 +165,34 @@ class Desk:
             answers.append({"image": name, "before": None if known is None else str(known.digest), **asdict(told)})
         return answers
 
+    def preview(self, patterns: Sequence[str], policy: str | None = None) -> Answer:
+        """What would go now of those repositories by their lifecycle policies, or if they had this one."""
+        policies = self._policies
+        if policy is not None:
+            try:
+                one = lifecycle.Assignment("policy", patterns or ["*"], parse(policy))
+            except PolicyInvalid as error:
+                raise OciError(Problem.BAD_REQUEST, f"policy: {error}") from None
+            policies = replace(policies, assignments=[one])
+        plan = lifecycle.plan(self._tree, policies, _matching(patterns))
+        freed = [plan.needs.without(one.image).size if one.kept is None else 0 for one in plan.due]
+        images = [lifecycle.as_json(one, size) for one, size in zip(plan.due, freed, strict=True)]
+        return _by_policies(policies, images)
+
+    def apply(self, patterns: Sequence[str]) -> Answer:
+        """Take out now what the lifecycle policies of those repositories say is to go."""
+        with self._tree.claimed(f"jobs/{lifecycle.JOB}") as claim:
+            if claim is None:
+                raise OciError(Problem.OVERLOADED, "the lifecycle policies are being applied by a server: ask again")
+            plan = lifecycle.plan(self._tree, self._policies, _matching(patterns))
+            gone = [(one, lifecycle.take(self._tree, plan, one)) for one in plan.going]
+            asyncio.run(announce_change(self._tree))
+        return _by_policies(self._policies, [lifecycle.as_json(one, size) for one, size in gone if size is not None])
+
+    @property
+    def _policies(self) -> lifecycle.Policies:
+        return lifecycle.configured(self._config.lifecycle, self._config.upstream)
+
     def _parsed(self, name: str) -> tuple[Repository, Reference]:
         try:
             return resolve(self._config.routes, name)
@@ -175,6 +204,11 @@ class Desk:
         if image is None:
             raise OciError(Problem.NOT_FOUND, f"{name}: nothing of it is cached (see entrepot ls {repository})")
         return image
+
+
+def _by_policies(policies: lifecycle.Policies, images: Sequence[Answer]) -> Answer:
+    told = [{"name": one.name, "repositories": list(one.repositories)} for one in policies.assignments]
+    return {"policies": told, "images": images, "freed": sum(one["freed"] for one in images)}
 
 
 def _matching(patterns: Sequence[str]) -> Callable[[Repository], bool]:

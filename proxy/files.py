@@ -536,6 +536,12 @@ class Tree:
         """Whether an open file still has its name; blocking: call it within one hop."""
         return self._names(key, os.fstat(fd))
 
+    def used(self, key: str) -> float:
+        """When a file was last used, in seconds since the epoch; 0 if it is gone. Blocking: call it within one hop."""
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), self._parent(key) as (directory, name):
+            return os.stat(name, dir_fd=directory, follow_symlinks=False).st_mtime
+        return 0.0
+
     def is_free(self, key: str, unused_since: float = math.inf) -> bool:
         """Whether a file is there and might be evicted; blocking: call it within one hop."""
         return bool(self.peek(key, lambda fd: _is_idle(fd, unused_since)))

@@ -3,13 +3,15 @@
 Blocking, as the catalog is. A blob that is being sent stays; it goes by eviction, as all that nobody needs.
 """
 
-from collections.abc import Sequence
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from proxy.catalog import Catalog, Image
 from proxy.files import Tree
 from proxy.oci.digest import Digest
-from proxy.oci.reference import Tag
+from proxy.oci.reference import Repository, Tag
 from proxy.stores import disk
 
 
@@ -45,8 +47,36 @@ def plan(catalog: Catalog, image: Image, tag: Tag | None) -> Removal:
     return Removal(image, tags, links, {one: size for one, size in image.stored.items() if one not in anywhere})
 
 
-def carry_out(tree: Tree, removal: Removal) -> int:
-    """Do it: names first, so that nothing is promised that is gone. Returns the bytes that are free now."""
+class Needs:
+    """What images need, while one after the other goes: a look at the catalog for each would take hours for many."""
+
+    def __init__(self, images: Iterable[Image], going: Sequence[Image]) -> None:
+        """Of all images, those in `going` may be told to go."""
+        digests = {digest for image in going for digest in image.needed}
+        repositories = {image.repository for image in going}
+        self._stored: Counter[Digest] = Counter()
+        self._linked: Counter[tuple[Repository, Digest]] = Counter()
+        for image in images:
+            self._stored.update(digests.intersection(image.stored))
+            if image.repository in repositories:
+                self._linked.update((image.repository, digest) for digest in digests.intersection(image.needed))
+
+    def without(self, image: Image) -> Removal:
+        """What goes with one of them; from now on it needs nothing."""
+        needed = dict.fromkeys(image.needed)
+        self._linked.subtract((image.repository, digest) for digest in needed)
+        self._stored.subtract(image.stored.keys())
+        links = [digest for digest in needed if not self._linked[image.repository, digest]]
+        blobs = {digest: size for digest, size in image.stored.items() if not self._stored[digest]}
+        return Removal(image, list(image.tags), links, blobs)
+
+
+def carry_out(tree: Tree, removal: Removal, since: float = math.inf) -> int:
+    """Do it: names first, so that nothing is promised that is gone. Returns the bytes that are free now.
+
+    `since`: when the catalog was read, in seconds since the epoch. A blob that was used after that stays: what has come
+    meanwhile may need it.
+    """
     repository = removal.image.repository
     for tag in removal.tags:
         tree.evict(disk.tag_key(repository, tag))
@@ -54,4 +84,5 @@ def carry_out(tree: Tree, removal: Removal) -> int:
         tree.evict(disk.link_key(repository, digest))
     for name in removal.image.pins if removal.is_whole else ():
         tree.evict(disk.pin_key(repository, name))
-    return sum(size for digest, size in removal.blobs.items() if tree.evict(disk.blob_key(digest)))
+    idle = [digest for digest in removal.blobs if tree.used(disk.blob_key(digest)) <= since]
+    return sum(removal.blobs[digest] for digest in idle if tree.evict(disk.blob_key(digest)))

@@ -20,8 +20,10 @@ from proxy.values import (
     Moment,
     Networks,
     Patterns,
+    PolicyText,
     Prefetch,
     ProxyUrl,
+    RepositoryPatterns,
     Seconds,
     Section,
 )
@@ -85,6 +87,7 @@ class Store(Section):
     scrub_rate: Bytes = 10_000_000
     scrub_interval: Annotated[Seconds, Field(gt=0)] = 30 * 86400.0
     verify_on_read: bool = False
+    lifecycle_interval: Annotated[Seconds, Field(ge=60)] = 3600.0
 
 
 class Log(Section):
@@ -242,4 +245,18 @@ class Upstream(Section):
         if (self.client_certificate is None) != (self.client_key is None):
             raise ValueError("client_certificate and client_key belong together: set both, or neither")
         _check_password(self.proxy_username, self.proxy_password_env, self.proxy_password_file, "proxy_")
+        return self
+
+
+class Lifecycle(Section):
+    """Which images of some repositories are to go, by a policy in ECR's grammar; that of a file is read with it."""
+
+    repositories: RepositoryPatterns
+    policy: PolicyText | None = None
+    policy_file: File | None = None
+
+    @model_validator(mode="after")
+    def _one_policy(self) -> Self:
+        if (self.policy is None) == (self.policy_file is None):
+            raise ValueError("needs one of policy, which is JSON, and policy_file")
         return self

@@ -143,6 +143,12 @@ class Metrics:
             "entrepot_findings", "What was found damaged or out of place, and what became of it", ["kind", "fate"],
             registry=registry,
         )  # fmt: skip
+        self.expired_images = Counter(
+            "entrepot_expired_images", "Images that lifecycle policies took out", registry=registry
+        )
+        self.expired_bytes = Counter(
+            "entrepot_expired_bytes", "Bytes of blobs that went with those images", registry=registry
+        )
         self.descriptors = Gauge(
             "entrepot_open_descriptors", "Open file descriptors", registry=registry, multiprocess_mode="livesum"
         )

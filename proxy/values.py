@@ -6,9 +6,10 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf
 from yarl import URL
 
+from proxy.oci import lifecycle
 from proxy.oci.history import END
 
 _DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?(?:(\d+)ms)?")
@@ -20,6 +21,7 @@ _UNITS = {"B": 1} | {
 }
 _HOST = re.compile(r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?(?::\d{1,5})?|\[[0-9a-f:.]+\](?::\d{1,5})?")
 _PATTERN = re.compile(r"[a-z0-9._/*-]{1,255}")
+_REPOSITORY_PATTERN = re.compile(r"[a-z0-9._/:*-]{1,320}")  # with the registry in front
 _LABEL = re.compile(r"[\w.@$+-]{1,64}", re.ASCII)
 
 
@@ -121,6 +123,21 @@ def _pattern(value: object) -> object:
     return value
 
 
+def _repository_patterns(value: object) -> object:
+    if not isinstance(value, list | tuple) or not value:
+        raise ValueError('must be a list of repositories such as ["docker.io/library/*"]')
+    for pattern in value:
+        if not isinstance(pattern, str) or not _REPOSITORY_PATTERN.fullmatch(pattern):
+            raise ValueError(f'{pattern!r} is no pattern of repositories: write "docker.io/library/*"')
+    return value
+
+
+def _policy(value: object) -> object:
+    if not isinstance(value, str):
+        raise ValueError("must be text: the JSON of a policy, in quotes")  # noqa: TRY004  pydantic
+    return lifecycle.parse(value)
+
+
 def _label(value: object) -> object:
     if isinstance(value, str) and not _LABEL.fullmatch(value):
         raise ValueError(f'{value!r} is no name: write up to 64 letters, digits and "._@$+-", such as "build-farm"')
@@ -180,5 +197,7 @@ Hosts = Annotated[tuple[Host, ...], Field(strict=False)]
 Networks = Annotated[tuple[Network, ...], Field(strict=False)]
 Label = Annotated[str, BeforeValidator(_label)]
 Patterns = Annotated[tuple[Annotated[str, BeforeValidator(_pattern)], ...], Field(strict=False)]
+RepositoryPatterns = Annotated[tuple[str, ...], Field(strict=False), BeforeValidator(_repository_patterns)]
+PolicyText = Annotated[InstanceOf[lifecycle.Policy], BeforeValidator(_policy)]
 ProxyUrl = Annotated[str, BeforeValidator(_proxy)]
 Prefetch = Annotated[Patterns, BeforeValidator(_prefetch)]

@@ -60,6 +60,16 @@ class Remote:
         found: list[Answer] = self._get("/api/moves", query)["moves"]
         return found
 
+    def preview(self, patterns: Sequence[str], policy: str | None = None) -> Answer:
+        """What would go now by lifecycle policies, or by this one."""
+        if policy is None:
+            return self._get("/api/lifecycle", [("repository", one) for one in patterns])
+        return self._order("/api/lifecycle/preview", {"repositories": list(patterns), "policy": policy})
+
+    def apply(self, patterns: Sequence[str]) -> Answer:
+        """Have go what lifecycle policies say."""
+        return self._order("/api/lifecycle/apply", {"repositories": list(patterns)})
+
     def freeze(self, names: Sequence[str], when: float | None) -> list[Answer]:
         """Have tags stand for what they do, or did then."""
         return self._post("/api/freeze", names, **({} if when is None else {"as_of": as_utc(when)}))
@@ -76,9 +86,11 @@ class Remote:
         return asyncio.run(self._ask("GET", self._url.with_path(path).with_query(list(query)), None))
 
     def _post(self, path: str, names: Sequence[str], **more: Any) -> list[Answer]:
-        answer = asyncio.run(self._ask("POST", self._url.with_path(path), {"images": list(names), **more}))
-        answers: list[Answer] = answer["images"]
+        answers: list[Answer] = self._order(path, {"images": list(names), **more})["images"]
         return answers
+
+    def _order(self, path: str, order: Answer) -> Answer:
+        return asyncio.run(self._ask("POST", self._url.with_path(path), order))
 
     async def _ask(self, method: str, url: URL, order: Answer | None) -> Answer:
         token = os.environ.get(TOKEN)

@@ -22,7 +22,7 @@ async def entrepot(store: Path, *arguments: str, code: int = 0) -> Result:
     """Run a command over a store, as an operator would beside the server."""
     environ = {"ENTREPOT_STORE_PATH": str(store), "COLUMNS": "160"}
     path = store.parent / f"{store.name}.toml"
-    command = [arguments[0], "--config", str(path), *arguments[1:]]
+    command = [*arguments, "--config", str(path)]
     result = await asyncio.to_thread(CliRunner(env=environ).invoke, main, command, prog_name="entrepot")
     assert result.exit_code == code, (result.output, result.exception)
     return result

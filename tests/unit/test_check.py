@@ -1,6 +1,7 @@
 """`entrepot check`: what it says, and that it says it in any width."""
 
 import io
+import json
 import os
 from pathlib import Path
 
@@ -34,6 +35,28 @@ def test_the_defaults_would_start_and_nothing_is_created(tmp_path: Path) -> None
     assert "http://127.0.0.1:5001/metrics" in text
     assert "docker.io from https://registry-1.docker.io, the default" in text
     assert sorted(os.listdir(tmp_path)) == ["proxy.toml"]
+
+
+def test_which_repositories_have_which_lifecycle_policy_is_said_rule_by_rule(tmp_path: Path) -> None:
+    counts: list[dict[str, object]] = [
+        {"tagStatus": "tagged", "tagPatternList": ["v*", "*-arm"], "countType": "imageCountMoreThan"},
+        {"tagStatus": "untagged", "countType": "sinceImageCached", "countUnit": "hours"},
+        {"tagStatus": "any", "countType": "sinceImagePulled", "countUnit": "days"},
+    ]
+    rules = [
+        {"rulePriority": place, "selection": {**count, "countNumber": 1000 // place}, "action": {"type": "expire"}}
+        for place, count in enumerate(counts, 1)
+    ]
+    policy = json.dumps({"rules": rules})
+    entry = f"[[lifecycle]]\nrepositories = ['own.example/*', '*/app']\npolicy = '{policy}'"
+    good, text = said(tmp_path, f"{OWN}{entry}")
+    assert good
+    assert (
+        "lifecycle[0] for own.example/*, */app\n"
+        "  Rule 1: images with tags like v* and *-arm go, but the newest 1,000.\n"
+        "  Rule 2: images without a tag go, once cached for more than 500 hours.\n"
+        "  Rule 3: images go, once not pulled for more than 333 days.\n"
+    ) in text
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])

@@ -15,7 +15,7 @@ from yarl import URL
 
 from proxy.config import Config, ConfigError, load
 from proxy.registries import PUBLIC, ecr_region
-from proxy.sections import Account, Server, Store, Upstream
+from proxy.sections import Account, Lifecycle, Server, Store, Upstream
 from proxy.values import Listen
 
 SECRET = "hunter2-do-not-tell"
@@ -44,6 +44,7 @@ keep_deleted = false
 scrub_rate = "1 MiB"
 scrub_interval = "7d"
 verify_on_read = true
+lifecycle_interval = "10m"
 
 [log]
 format = "console"
@@ -101,6 +102,24 @@ tenant = "example"
 [[upstream.account]]
 anonymous = true
 """
+LIFECYCLE = """
+[[upstream]]
+registry = "own.example:5000"
+url = "https://own.example:5000"
+[[upstream]]
+registry = "docker.io"
+[[lifecycle]]
+repositories = ["own.example:5000/*", "docker.io/library/*", "*/app", "*"]
+policy = '''POLICY'''
+[[lifecycle]]
+repositories = ["docker.io/acme/*"]
+policy_file = "FILE"
+"""
+POLICY = """{"rules": [{
+  "rulePriority": 3, "selection": {
+    "tagStatus": "any", "countType": "sinceImagePulled", "countUnit": "days", "countNumber": 30
+  }, "action": {"type": "expire"}
+}]}"""
 
 
 SECRETS = {"OWN_TOKEN": SECRET, "GATE": "opens", "ADMIN_TOKEN": "desk"}
@@ -159,7 +178,7 @@ def test_every_key_can_be_set(tmp_path: Path) -> None:
     assert config.admin.token.get_secret_value() == "desk"
     assert config.store == Store(
         path=Path("/data"), max_size=3 * 1024**4 // 2, min_free=10**10, keep_deleted=False, scrub_rate=1024**2,
-        scrub_interval=7 * 86400.0, verify_on_read=True,
+        scrub_interval=7 * 86400.0, verify_on_read=True, lifecycle_interval=600,
     )  # fmt: skip
     assert (config.log.format, config.log.level) == ("console", "debug")
     assert upstream.names == ("own.example:5000", "old.example")
@@ -258,13 +277,84 @@ def test_a_name_that_only_looks_like_ecr_is_not_known(tmp_path: Path, registry: 
     assert ecr_region(registry) is None
 
 
+TABLES = {"upstream", "lifecycle"}
+
+
 def test_every_key_that_exists_is_in_the_test_above() -> None:
-    sections = {name: field.annotation for name, field in Config.model_fields.items() if name != "upstream"}
+    sections = {name: field.annotation for name, field in Config.model_fields.items() if name not in TABLES}
     keys: set[str] = set()
-    for model in (*sections.values(), Upstream, Account):
+    for model in (*sections.values(), Upstream, Account, Lifecycle):
         keys |= {key for key, field in model.model_fields.items() if not field.exclude}  # type: ignore[union-attr]
-    unset = {key for key in keys if f"{key} = " not in EVERY_KEY + ACCOUNTS}
+    unset = {key for key in keys if f"{key} = " not in EVERY_KEY + ACCOUNTS + LIFECYCLE}
     assert unset == {"password_file", "proxy_password_file", "token_file", "account"}, "new keys want a test"
+
+
+def lifecycle(tmp_path: Path, policy: str = POLICY, in_file: str = POLICY) -> str:
+    """A configuration with two lifecycle policies, one of them in a file."""
+    file = tmp_path / "policy.json"
+    file.write_text(in_file)
+    return LIFECYCLE.replace("POLICY", policy).replace("FILE", str(file))
+
+
+def test_lifecycle_policies_are_read_from_the_file_or_one_of_their_own(tmp_path: Path) -> None:
+    config = loaded(tmp_path, lifecycle(tmp_path, in_file=POLICY.replace("30", "7")))
+    assert config.store.lifecycle_interval == 3600
+    assert [entry.repositories[0] for entry in config.lifecycle] == ["own.example:5000/*", "docker.io/acme/*"]
+    assert [entry.policy and entry.policy.rules[0].number for entry in config.lifecycle] == [30, 7]
+    assert "number=7" in repr(loaded(tmp_path, lifecycle(tmp_path, in_file=POLICY.replace("30", "7"))))
+
+
+def test_a_policy_that_is_none_is_named_with_the_place_in_it(tmp_path: Path) -> None:
+    wrong = POLICY.replace("30", "0")
+    said = "rules[0].selection.countNumber: must be a whole number from 1 to 999,999,999 (it is 0)"
+    assert problems(tmp_path, lifecycle(tmp_path, wrong)) == [f"lifecycle[0].policy: {said}"]
+    assert problems(tmp_path, lifecycle(tmp_path, in_file=wrong)) == [
+        f"lifecycle[1].policy_file: {tmp_path}/policy.json: {said}"
+    ]
+    gone = lifecycle(tmp_path).replace("policy.json", "none.json")
+    assert problems(tmp_path, gone) == [
+        f"lifecycle[1].policy_file: {tmp_path}/none.json cannot be read (No such file or directory)"
+    ]
+    (tmp_path / "none.json").write_bytes(b"\xff")
+    assert problems(tmp_path, gone) == [
+        f"lifecycle[1].policy_file: {tmp_path}/none.json is no text: write the policy's JSON"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('lifecycle = "x"', "lifecycle: must be a list of tables: write [[lifecycle]], with two brackets"),
+        ("[lifecycle]\na = 1", "lifecycle: must be a list of tables: write [[lifecycle]], with two brackets"),
+        ("[[lifecycle]]\npolicy_file = 'x'", "lifecycle[0].repositories: is required"),
+        (
+            "[[lifecycle]]\nrepositories = []\npolicy_file = 'x'",
+            'lifecycle[0].repositories: must be a list of repositories such as ["docker.io/library/*"]',
+        ),
+        (
+            "[[lifecycle]]\nrepositories = ['docker.io/A?']\npolicy_file = 'x'",
+            "lifecycle[0].repositories: 'docker.io/A?' is no pattern of repositories: write \"docker.io/library/*\"",
+        ),
+        (
+            "[[lifecycle]]\nrepositories = ['*', 'library/*']\npolicy_file = 'x'",
+            "lifecycle[0].repositories[1]: 'library/*' is of no upstream: write one in front, as in docker.io/*",
+        ),
+        (
+            "[[lifecycle]]\nrepositories = ['*']",
+            "lifecycle[0]: needs one of policy, which is JSON, and policy_file",
+        ),
+        (
+            "[[lifecycle]]\nrepositories = ['*']\npolicy_file = 'x'\npolicy = 3",
+            "lifecycle[0].policy: must be text: the JSON of a policy, in quotes",
+        ),
+        (
+            "[[lifecycle]]\nrepositories = ['*']\npolcy = 'x'",
+            "lifecycle[0].polcy: no such key; did you mean 'policy'?",
+        ),
+    ],
+)
+def test_a_lifecycle_that_cannot_be_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    assert problems(tmp_path, text) == [said]
 
 
 def test_a_configuration_cannot_be_changed_later(tmp_path: Path) -> None:
