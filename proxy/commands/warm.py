@@ -28,6 +28,13 @@ from proxy.warming import Report, Warmed, Warming, here
 
 IMAGES_AT_ONCE = 4
 
+file_option = click.option(
+    "-f", "--file", "file", type=click.File(encoding="utf-8"), help="Images, one a line; # for comments."
+)
+platform_option = click.option(
+    "--platform", "platforms", multiple=True, metavar="OS/ARCH", help='Of an index; "all" for all of them.'
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Order:
@@ -41,8 +48,8 @@ class Order:
 @click.command("warm")
 @config_option
 @json_option
-@click.option("-f", "--file", "file", type=click.File(encoding="utf-8"), help="Images, one a line; # for comments.")
-@click.option("--platform", "platforms", multiple=True, metavar="OS/ARCH", help='Of an index; "all" for all of them.')
+@file_option
+@platform_option
 @click.option("--keep", type=Duration(), help="Pin the images for so long, such as 30d.")
 @click.argument("images", nargs=-1, metavar="[IMAGE]...")
 def warm_command(
@@ -55,9 +62,9 @@ def warm_command(
     status 1 if something could not be had.
     """
     config = load(path)
-    order = Order(_images(config, [*images, *_lines(file)]), _platforms(platforms), keep)
+    order = Order(named(config, [*images, *lines(file)]), wanted(platforms), keep)
     results: dict[str, Warmed | str] = {}
-    guarded(lambda: _warm(config, order, results))
+    guarded(lambda: bring(config, order, results))
     told = [_told(name, results[name]) for name, _, _ in order.images]
     if as_json:
         click.echo(json.dumps(told, indent=2))
@@ -69,12 +76,14 @@ def warm_command(
         raise SystemExit(EXIT_NOT_CACHED)
 
 
-def _lines(file: Any) -> list[str]:
-    lines = [] if file is None else [line.partition("#")[0].strip() for line in file]
-    return [line for line in lines if line]
+def lines(file: Any) -> list[str]:
+    """The images that a file names."""
+    found = [] if file is None else [line.partition("#")[0].strip() for line in file]
+    return [line for line in found if line]
 
 
-def _images(config: Config, names: Sequence[str]) -> list[tuple[str, Repository, Reference]]:
+def named(config: Config, names: Sequence[str]) -> list[tuple[str, Repository, Reference]]:
+    """What names mean, each once; ends with a word on one that means nothing."""
     if not names:
         raise click.UsageError("Name images, or a file of them with -f.")
     found = []
@@ -86,7 +95,8 @@ def _images(config: Config, names: Sequence[str]) -> list[tuple[str, Repository,
     return found
 
 
-def _platforms(texts: Sequence[str]) -> list[Platform]:
+def wanted(texts: Sequence[str]) -> list[Platform]:
+    """The platforms that are named: this machine's by default, and an empty list for all."""
     if "all" in texts:
         return []
     try:
@@ -95,10 +105,16 @@ def _platforms(texts: Sequence[str]) -> list[Platform]:
         raise click.BadParameter(str(error), param_hint="--platform") from None
 
 
-async def _warm(config: Config, order: Order, results: dict[str, Warmed | str]) -> None:
+def bars() -> Progress:
+    """Progress bars of bytes on standard error, where that is a terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    return Progress(*columns, console=console, disable=not console.is_terminal)
+
+
+async def bring(config: Config, order: Order, results: dict[str, Warmed | str]) -> None:
+    """Bring images in, and say of each what became of it."""
+    with bars() as progress:
         async with build(config, quiet(), Metrics(CollectorRegistry())) as app:
             turns = asyncio.Semaphore(IMAGES_AT_ONCE)
             warming = Warming(app.manifests, app.blobs, order.platforms)
