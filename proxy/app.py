@@ -57,6 +57,7 @@ class App:
     manifests: Manifests
     blobs: Blobs
     repositories: RepositoryStore
+    means: Means
     metrics: Metrics
     limits: LimitStore
     desk: Desk
@@ -95,7 +96,8 @@ async def build(config: Config, log: Logger, metrics: Metrics) -> AsyncIterator[
         stack.push_async_callback(manifests.aclose)
         permissions = Permissions(upstreams, repositories, sizes, log)
         stack.push_async_callback(permissions.aclose)
-        blobs = Blobs(upstreams, Means(tree, store, space, log, spool_key), permissions, metrics)
+        means = Means(tree, store, space, log, spool_key)
+        blobs = Blobs(upstreams, means, permissions, metrics)
         stack.push_async_callback(blobs.aclose)
         prefetch = Prefetch({one.registry: one.prefetch for one in config.upstream}, blobs, log)
         stack.push_async_callback(prefetch.aclose)
@@ -114,8 +116,9 @@ async def build(config: Config, log: Logger, metrics: Metrics) -> AsyncIterator[
             upstreams=tuple(upstreams.values()), metrics=metrics, log=log,
         )  # fmt: skip
         jobs = Jobs(tree, [Job("sweep", SWEEP, lambda: files.hop(sweep, tree))], log)
-        desk = Desk(config, tree)
-        yield App(handlers, manifests, blobs, repositories, metrics, limits, desk, housekeeping, jobs)
+        yield App(
+            handlers, manifests, blobs, repositories, means, metrics, limits, Desk(config, tree), housekeeping, jobs
+        )  # fmt: skip
 
 
 def _evicted(gone: Evicted, log: Logger, metrics: Metrics) -> None:

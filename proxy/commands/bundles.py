@@ -1,25 +1,34 @@
-"""`entrepot export`: images in a file, for where there is no network."""
+"""`entrepot export`, `entrepot import`: images in a file, for where there is no network."""
 
 import contextlib
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
+from prometheus_client import CollectorRegistry
 
 from proxy import exporting
+from proxy.app import App, build
 from proxy.commands.images import EXIT_NOT_CACHED, json_option
-from proxy.commands.loading import config_option, guarded, load, refuse
+from proxy.commands.loading import Duration, config_option, guarded, load, refuse
 from proxy.commands.warm import Order, bars, bring, file_option, lines, named, platform_option, wanted
 from proxy.config import Config
 from proxy.exporting import Earlier, Exported, ExportFailed, Exporting
 from proxy.files import Tree, hop, reading, replacing
+from proxy.importing import ImportFailed, Importing
+from proxy.importing import named as importable
 from proxy.inventory import size
 from proxy.oci.errors import OciError
+from proxy.oci.layout import Entry
 from proxy.oci.tar import TarInvalid
-from proxy.stores.disk import open_tree
+from proxy.routing import image as resolve
+from proxy.stores.base import Pin
+from proxy.stores.disk import announce_change, open_tree
+from proxy.telemetry import Metrics, quiet
 from proxy.warming import Warmed, here
 
 
@@ -146,9 +155,76 @@ def _say(told: dict[str, Any], as_json: bool, to_stderr: bool) -> None:
         click.echo(json.dumps(told, indent=2), err=to_stderr)
         return
     for one in told["images"]:
-        click.echo(f"{one['image']}: {one['blobs']} blobs, {size(one['size'])}", err=to_stderr)
+        click.echo(f"{one['image']}: {_sized(one)}", err=to_stderr)
     left = f"; {told['left_out']} blobs left out" if told["left_out"] else ""
-    click.echo(f"{told['bundle']}: {told['blobs']} blobs, {size(told['size'])}{left}", err=to_stderr)
+    click.echo(f"{told['bundle']}: {_sized(told)}{left}", err=to_stderr)
 
 
-COMMANDS = (export_command,)
+def _sized(told: dict[str, Any]) -> str:
+    return f"{told['blobs']} blobs, {size(told['size'])}"
+
+
+@click.command("import")
+@config_option
+@json_option
+@click.option("--as", "names", multiple=True, metavar="IMAGE", help="What an image is called that has no full name.")
+@click.option("--keep", type=Duration(), help="Pin the images for so long, such as 30d.")
+@click.argument("bundle", type=Bundle(), metavar="BUNDLE.tar")
+def import_command(
+    path: Path | None, as_json: bool, names: tuple[str, ...], keep: float | None, bundle: Path | None
+) -> None:
+    """Take images out of a file into the cache, beside a running server too.
+
+    The file is one that entrepot export made, or any OCI image layout in a tar, by skopeo or docker buildx; "-" is
+    standard input. Every blob is held against its digest, and an image is there once all that it needs is. Other
+    tools often write no full name: --as docker.io/library/app:1 says it, once for each such image, in their order.
+    Exit status 1 if an image could not be imported.
+    """
+    config = load(path)
+    told: dict[str, Any] = {"images": []}
+    try:
+        guarded(lambda: _import(config, bundle, names, keep, told))
+    except ImportFailed as error:
+        refuse(f"{bundle or 'standard input'}: {error}", EXIT_NOT_CACHED)
+    if as_json:
+        click.echo(json.dumps(told, indent=2))
+    else:
+        for one in told["images"]:
+            click.echo(f"{one['image']}: {one['failure'] or _sized(one)}")
+        click.echo(f"{told['bundle']}: {size(told['new'])} that the cache did not have")
+    if any(one["failure"] for one in told["images"]):
+        raise SystemExit(EXIT_NOT_CACHED)
+
+
+async def _import(
+    config: Config, bundle: Path | None, names: Sequence[str], keep: float | None, told: dict[str, Any]
+) -> None:
+    async with build(config, quiet(), Metrics(CollectorRegistry())) as app, reading(bundle) as stream:
+        importing = Importing(app.means, app.repositories)
+        with bars() as progress:
+            task = progress.add_task(stream.name, total=stream.size)
+            layout = await importing.read(stream, lambda done: progress.update(task, completed=done))
+        told |= {"bundle": stream.name, "new": importing.new}
+        try:
+            for image in importable(layout, names):
+                told["images"].append(await _imported(config, app, importing, image, keep))
+        finally:
+            await announce_change(app.means.tree)
+
+
+async def _imported(
+    config: Config, app: App, importing: Importing, image: tuple[str, Entry], keep: float | None
+) -> dict[str, Any]:
+    name, entry = image
+    told = {"image": name if name.isprintable() else ascii(name)[1:-1], "digest": str(entry.top.digest)}
+    try:
+        repository, reference = resolve(config.routes, name)
+        found = await importing.image(repository, reference, entry)
+        if keep is not None:
+            await app.repositories.put_pin(repository, reference, Pin(time.time(), time.time() + keep))
+    except (OciError, ImportFailed) as error:
+        return {**told, "blobs": 0, "size": 0, "failure": str(error)}
+    return {**told, "blobs": len(found.blobs), "size": sum(found.blobs.values()), "failure": None}
+
+
+COMMANDS = (export_command, import_command)

@@ -43,6 +43,12 @@ class Skopeo:
         else:
             assert self._copied(f"docker-archive:{bundle}:{image.name}")
 
+    def pack(self, image: Image, path: Path) -> None:
+        """Put an image with all of its platforms into a file, as skopeo does."""
+        self._skopeo(
+            "copy", "--quiet", "--all", "--src-tls-verify=false", f"docker://{image.name}", f"oci-archive:{path}"
+        )
+
     def _copied(self, *arguments: str) -> set[str]:
         """The digests of all files of a copy."""
         directory = next(self._directories)
