@@ -6,7 +6,7 @@ import logging
 import signal
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +32,7 @@ from proxy.manifests import Manifests
 from proxy.parts import Memory
 from proxy.permissions import Permissions, Sizes
 from proxy.prefetch import Prefetch
+from proxy.rounds import Round, Stock
 from proxy.stores.base import LimitStore, RepositoryStore
 from proxy.stores.disk import DiskBlobs, DiskRepositories, open_tree, spool_key
 from proxy.stores.limits import DiskLimits
@@ -115,10 +116,23 @@ async def build(config: Config, log: Logger, metrics: Metrics) -> AsyncIterator[
             tree=tree, store=store, repositories=repositories, space=space, manifests=manifests,
             upstreams=tuple(upstreams.values()), metrics=metrics, log=log,
         )  # fmt: skip
-        jobs = Jobs(tree, [Job("sweep", SWEEP, lambda: files.hop(sweep, tree))], log)
+        jobs = Jobs(
+            tree,
+            [
+                Job("sweep", SWEEP, lambda: files.hop(sweep, tree)),
+                *_rounds(config, Stock(manifests, blobs, repositories), metrics, log),
+            ],
+            log,
+        )
         yield App(
             handlers, manifests, blobs, repositories, means, metrics, limits, Desk(config, tree), housekeeping, jobs
         )  # fmt: skip
+
+
+def _rounds(config: Config, stock: Stock, metrics: Metrics, log: Logger) -> Iterator[Job]:
+    for entry in config.warm:
+        going = Round(entry, config.routes, stock, metrics, log)
+        yield Job(going.name, entry.every, going)
 
 
 def _evicted(gone: Evicted, log: Logger, metrics: Metrics) -> None:

@@ -11,7 +11,9 @@ from rich.text import Text
 from proxy import files, trust
 from proxy.certificates import Certificate
 from proxy.config import Config, ConfigError
-from proxy.sections import Account, Upstream
+from proxy.inventory import age
+from proxy.sections import Account, Upstream, Warm
+from proxy.warming import here
 
 GIB = 1024**3
 FORMS = "/v2/{name}/IMAGE or ?ns={name}"
@@ -23,6 +25,9 @@ def report(config: Config, console: Console) -> bool:
     for upstream in config.upstream:
         console.print()
         _paragraph(console, _title(config, upstream), _sentences(upstream))
+    for entry in config.warm:
+        console.print()
+        _paragraph(console, f"brought in every {age(entry.every)}", _warmed(entry))
     console.print()
     if config.default_upstream is None:
         console.print("A name without a registry is refused: no upstream is marked default = true.")
@@ -126,6 +131,13 @@ def _sentences(upstream: Upstream) -> list[str]:
     if upstream.insecure:
         said.append("Its certificate is not verified: whoever is in between can read passwords and move tags.")
     return said
+
+
+def _warmed(entry: Warm) -> list[str]:
+    """What a [[warm]] entry has the server do by itself."""
+    listed = [] if entry.file is None else [f"what {entry.file} lists"]
+    said = [f"{', '.join([*entry.images, *listed])}, for {', '.join(entry.platforms) or here()}."]
+    return said if entry.keep is None else [*said, f"Pinned for {age(entry.keep)} each time."]
 
 
 def _account(account: Account) -> str:

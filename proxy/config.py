@@ -9,10 +9,11 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, SecretStr, ValidationError, model_validator
 
+from proxy.oci.errors import OciError
 from proxy.proxies import from_environment
 from proxy.registries import PUBLIC, known
-from proxy.routing import Routes
-from proxy.sections import Account, Admin, Log, Server, Store, Upstream
+from proxy.routing import Routes, image
+from proxy.sections import Account, Admin, Log, Server, Store, Upstream, Warm
 from proxy.values import Section
 
 PREFIX = "ENTREPOT_"
@@ -40,6 +41,7 @@ class Config(Section):
     store: Store = Field(default_factory=Store)
     log: Log = Field(default_factory=Log)
     upstream: Annotated[tuple[Upstream, ...], Field(strict=False)]
+    warm: Annotated[tuple[Warm, ...], Field(strict=False)] = ()
 
     @property
     def default_upstream(self) -> Upstream | None:
@@ -72,6 +74,16 @@ class Config(Section):
                     if name in seen:
                         raise ValueError(f"upstream: {name!r} names both {seen[name]} and {upstream.registry}")
                     seen[name] = upstream.registry
+        return self
+
+    @model_validator(mode="after")
+    def _warmable(self) -> Self:
+        for number, entry in enumerate(self.warm):
+            for name in entry.images:
+                try:
+                    image(self.routes, name)
+                except OciError as error:
+                    raise ValueError(f"warm[{number}].images: {name!r}: {error.message}") from None
         return self
 
 
@@ -178,8 +190,8 @@ def _explain(problem: Any) -> str:
             text = str(problem["ctx"]["error"])
         case "model_type" | "dict_type" | "model_attributes_type":
             text = "must be a table"
-        case "tuple_type" if key == "upstream":
-            text = "must be a list of tables: write [[upstream]], with two brackets"
+        case "tuple_type" if key in {"upstream", "warm"}:
+            text = f"must be a list of tables: write [[{key}]], with two brackets"
         case "tuple_type":
             text = "must be a list: write it in [brackets]"
         case "path_type":
@@ -190,7 +202,7 @@ def _explain(problem: Any) -> str:
 
 
 def _nearest(location: Sequence[Any]) -> str:
-    sections: Mapping[str, type[Section]] = {**_SECTIONS, "upstream": Upstream}
+    sections: Mapping[str, type[Section]] = {**_SECTIONS, "upstream": Upstream, "warm": Warm}
     model = Config if len(location) == 1 else sections.get(str(location[0]), Config)
     if "account" in location[:-1]:
         model = Account

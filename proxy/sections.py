@@ -20,6 +20,7 @@ from proxy.values import (
     Moment,
     Networks,
     Patterns,
+    Platforms,
     Prefetch,
     ProxyUrl,
     Seconds,
@@ -82,6 +83,24 @@ class Store(Section):
     max_size: Bytes = 100 * 1024**3
     min_free: Bytes = 1024**3
     keep_deleted: bool = True
+
+
+class Warm(Section):
+    """Images that are brought in every so often, and how long they are kept each time (seconds; None: as any other)."""
+
+    images: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    file: File | None = None
+    platforms: Platforms = ()
+    every: Annotated[Seconds, Field(ge=60)] = 24 * 3600.0
+    keep: Annotated[Seconds, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Self:
+        if not self.images and self.file is None:
+            raise ValueError("names no images: give images, or a file of them")
+        if self.keep is not None and self.keep <= self.every:
+            raise ValueError("keep is no longer than every: the pin would end before the next round renews it")
+        return self
 
 
 class Log(Section):

@@ -136,6 +136,12 @@ class Metrics:
         self.cache_bytes = Gauge(
             "entrepot_cache_bytes", "Bytes of stored blobs", registry=registry, multiprocess_mode="mostrecent"
         )
+        self.warmed = Counter(
+            "entrepot_warmed_images",
+            "Images of [[warm]] that were brought in, or failed",
+            ["outcome"],
+            registry=registry,
+        )
         self.evicted_bytes = Counter("entrepot_evicted_bytes", "Bytes of blobs dropped to make room", registry=registry)
         self.descriptors = Gauge(
             "entrepot_open_descriptors", "Open file descriptors", registry=registry, multiprocess_mode="livesum"

@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from yarl import URL
 
 from proxy.oci.history import END
+from proxy.oci.platform import Platform
 
 _DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?(?:(\d+)ms)?")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) *([kKMGT]i?B|B)?")
@@ -148,6 +149,12 @@ def _prefetch(value: object) -> object:
     return value
 
 
+def _platform(value: object) -> object:
+    if isinstance(value, str) and value != "all":
+        Platform.parse(value)
+    return value
+
+
 class Section(BaseModel):
     """A table of the configuration: frozen, and without a key that does not exist."""
 
@@ -176,4 +183,5 @@ Networks = Annotated[tuple[Network, ...], Field(strict=False)]
 Label = Annotated[str, BeforeValidator(_label)]
 Patterns = Annotated[tuple[Annotated[str, BeforeValidator(_pattern)], ...], Field(strict=False)]
 ProxyUrl = Annotated[str, BeforeValidator(_proxy)]
+Platforms = Annotated[tuple[Annotated[str, BeforeValidator(_platform)], ...], Field(strict=False)]
 Prefetch = Annotated[Patterns, BeforeValidator(_prefetch)]

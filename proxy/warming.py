@@ -30,6 +30,11 @@ def here() -> Platform:
     return Platform("linux", _MACHINES.get(machine.machine(), machine.machine()))
 
 
+def platforms(texts: Sequence[str]) -> list[Platform]:
+    """The platforms that are named: this machine's by default, and an empty list for "all". Raises ValueError."""
+    return [] if "all" in texts else [Platform.parse(text) for text in texts] or [here()]
+
+
 @dataclass(slots=True)
 class Warmed:
     """What became of an image: its digest, its blobs with their sizes in bytes, and what could not be had of it."""

@@ -62,10 +62,10 @@ class Shipment:
 @click.argument("images", nargs=-1, metavar="[IMAGE]...")
 @click.argument("bundle", type=Bundle(), metavar="BUNDLE.tar")
 def export_command(  # noqa: PLR0913, PLR0917  click hands over each option
-    path: Path | None, as_json: bool, file: Any, platforms: tuple[str, ...], since: tuple[Path, ...], cached: bool,
+    path: Path | None, as_json: bool, file: Any, asked: tuple[str, ...], since: tuple[Path, ...], cached: bool,
     images: tuple[str, ...], bundle: Path | None,
 ) -> None:  # fmt: skip
-    """Put images into a file, for a cache or a machine without a network.
+    """Put images into a file, for where there is no network.
 
     The file is an OCI image layout in a tar: entrepot import, skopeo, crane, ctr, podman load and docker load read it;
     "-" is standard output. What is not cached yet is brought in first, as entrepot warm does. With --since, which may
@@ -73,7 +73,7 @@ def export_command(  # noqa: PLR0913, PLR0917  click hands over each option
     unless everything could be had; exit status 1 then.
     """
     config = load(path)
-    shipment = Shipment(Order(named(config, [*images, *lines(file)]), wanted(platforms), None), since, bundle)
+    shipment = Shipment(Order(named(config, [*images, *lines(file)]), wanted(asked), None), since, bundle)
     warmed: dict[str, Warmed | str] = {}
     if not cached:
         guarded(lambda: bring(config, shipment.order, warmed))
@@ -173,12 +173,12 @@ def _sized(told: dict[str, Any]) -> str:
 def import_command(
     path: Path | None, as_json: bool, names: tuple[str, ...], keep: float | None, bundle: Path | None
 ) -> None:
-    """Take images out of a file into the cache, beside a running server too.
+    """Take images out of a file, into the cache.
 
-    The file is one that entrepot export made, or any OCI image layout in a tar, by skopeo or docker buildx; "-" is
-    standard input. Every blob is held against its digest, and an image is there once all that it needs is. Other
-    tools often write no full name: --as docker.io/library/app:1 says it, once for each such image, in their order.
-    Exit status 1 if an image could not be imported.
+    Beside a running server too. The file is one that entrepot export made, or any OCI image layout in a tar, by skopeo
+    or docker buildx; "-" is standard input. Every blob is held against its digest, and an image is there once all that
+    it needs is. Other tools often write no full name: --as docker.io/library/app:1 says it, once for each such image,
+    in their order. Exit status 1 if an image could not be imported.
     """
     config = load(path)
     told: dict[str, Any] = {"images": []}

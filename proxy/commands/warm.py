@@ -19,12 +19,13 @@ from proxy.commands.loading import Duration, config_option, guarded, load, refus
 from proxy.config import Config
 from proxy.inventory import size
 from proxy.oci.errors import OciError
+from proxy.oci.imagelist import names
 from proxy.oci.platform import Platform
 from proxy.oci.reference import Reference, Repository
 from proxy.routing import image as resolve
 from proxy.stores.base import Pin
 from proxy.telemetry import Metrics, quiet
-from proxy.warming import Report, Warmed, Warming, here
+from proxy.warming import Report, Warmed, Warming, platforms
 
 IMAGES_AT_ONCE = 4
 
@@ -32,7 +33,7 @@ file_option = click.option(
     "-f", "--file", "file", type=click.File(encoding="utf-8"), help="Images, one a line; # for comments."
 )
 platform_option = click.option(
-    "--platform", "platforms", multiple=True, metavar="OS/ARCH", help='Of an index; "all" for all of them.'
+    "--platform", "asked", multiple=True, metavar="OS/ARCH", help='Of an index; "all" for all of them.'
 )
 
 
@@ -53,7 +54,7 @@ class Order:
 @click.option("--keep", type=Duration(), help="Pin the images for so long, such as 30d.")
 @click.argument("images", nargs=-1, metavar="[IMAGE]...")
 def warm_command(
-    path: Path | None, as_json: bool, file: Any, platforms: tuple[str, ...], keep: float | None, images: tuple[str, ...]
+    path: Path | None, as_json: bool, file: Any, asked: tuple[str, ...], keep: float | None, images: tuple[str, ...]
 ) -> None:
     """Bring images in before anybody asks for them.
 
@@ -62,7 +63,7 @@ def warm_command(
     status 1 if something could not be had.
     """
     config = load(path)
-    order = Order(named(config, [*images, *lines(file)]), wanted(platforms), keep)
+    order = Order(named(config, [*images, *lines(file)]), wanted(asked), keep)
     results: dict[str, Warmed | str] = {}
     guarded(lambda: bring(config, order, results))
     told = [_told(name, results[name]) for name, _, _ in order.images]
@@ -77,17 +78,19 @@ def warm_command(
 
 
 def lines(file: Any) -> list[str]:
-    """The images that a file names."""
-    found = [] if file is None else [line.partition("#")[0].strip() for line in file]
-    return [line for line in found if line]
+    """The images that a file names, if there is one."""
+    try:
+        return [] if file is None else names(file.read())
+    except UnicodeDecodeError:
+        raise click.BadParameter("is no text", param_hint="--file") from None
 
 
-def named(config: Config, names: Sequence[str]) -> list[tuple[str, Repository, Reference]]:
+def named(config: Config, images: Sequence[str]) -> list[tuple[str, Repository, Reference]]:
     """What names mean, each once; ends with a word on one that means nothing."""
-    if not names:
+    if not images:
         raise click.UsageError("Name images, or a file of them with -f.")
     found = []
-    for name in dict.fromkeys(names):
+    for name in dict.fromkeys(images):
         try:
             found.append((name, *resolve(config.routes, name)))
         except OciError as error:
@@ -97,10 +100,8 @@ def named(config: Config, names: Sequence[str]) -> list[tuple[str, Repository, R
 
 def wanted(texts: Sequence[str]) -> list[Platform]:
     """The platforms that are named: this machine's by default, and an empty list for all."""
-    if "all" in texts:
-        return []
     try:
-        return [Platform.parse(text) for text in texts] or [here()]
+        return platforms(texts)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--platform") from None
 
