@@ -8,7 +8,6 @@ from proxy.oci.digest import Hasher
 from proxy.oci.tar import BLOCK, Member, TarInvalid
 
 MOST_MEMBERS = 250_000  # of an archive that is read: their names are remembered, so that none comes twice
-DRAINED = 1024 * 1024  # bytes behind the end that are read, so that whoever writes into the pipe sees none of it
 _PACKED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\x28\xb5": "zstd", b"\xfd7": "xz"}
 
 
@@ -70,7 +69,6 @@ class Reader:
             self._left = found.size
             yield found
             await self._pass(self._left + tar.padding(found.size))
-        self.done += len(await self._stream.read(DRAINED))
 
     async def read(self, count: int) -> bytes:
         """Up to `count` bytes of the file that members() is at; fewer only at its end."""
@@ -93,7 +91,7 @@ class Reader:
 
     async def _next(self) -> Member | None:
         said: dict[str, str] = {}
-        while True:
+        for _ in range(tar.MOST_EXTENDED + 1):
             block = await self._take(BLOCK)
             if self.done == BLOCK and block[:2] in _PACKED:
                 raise TarInvalid(f"it is packed by {_PACKED[block[:2]]}: unpack it on the way, and import from -")
@@ -104,3 +102,4 @@ class Reader:
                 return tar.member(head, said)
             said |= tar.extended(head, await self._take(head.size))
             await self._pass(tar.padding(head.size))
+        raise TarInvalid("it has a file with too many extended headers")

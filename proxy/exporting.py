@@ -4,7 +4,7 @@ The same images make the same bytes. The index comes last, so that what was brok
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from proxy.archive import Reader, Writer
@@ -119,10 +119,10 @@ class Earlier:
     blobs: Set[Digest] = frozenset()
 
 
-async def contents(stream: Stream) -> Iterator[Digest]:
+async def contents(stream: Stream) -> set[Digest]:
     """The blobs of a bundle, by their names alone. Raises Unusable, TarInvalid, OciError."""
-    found = [layout.blob_digest(member.path) async for member in Reader(stream).members()]
-    return (digest for digest in found if digest is not None)
+    found = {layout.blob_digest(member.path) async for member in Reader(stream).members()}
+    return {digest for digest in found if digest is not None}
 
 
 def included(images: Sequence[Exported], earlier: Earlier) -> dict[Digest, int]:
@@ -137,7 +137,7 @@ async def write(
     """Write a bundle; `arrived` is told of each piece, in bytes. Raises ExportFailed, Unusable, OSError."""
     blobs = included(images, earlier)
     since = ", ".join(earlier.names) or None
-    index = layout.index(Layout([image.entry for image in images], since))
+    index = layout.index(Layout(list({image.entry.name: image.entry for image in images}.values()), since))
     if len(index) > manifest.MAX_BYTES:
         raise ExportFailed(f"{len(images)} images are too many for one bundle: export them in several")
     writer = Writer(stream)
@@ -152,12 +152,12 @@ async def write(
 
 def _loadable(images: Sequence[Exported], blobs: Mapping[Digest, int]) -> Mapping[Loadable, Sequence[str]]:
     """What `docker load` can use: it finds layers that it has already, but never a config."""
-    found: defaultdict[Loadable, list[str]] = defaultdict(list)
+    found: defaultdict[Loadable, dict[str, None]] = defaultdict(dict)
     for image in images:
         if image.loadable is not None and image.loadable.config in blobs:
             name = image.entry.name or ""
-            found[image.loadable] += [] if "@" in name else [name]
-    return found
+            found[image.loadable] |= {} if "@" in name else {name: None}
+    return {one: list(names) for one, names in found.items()}
 
 
 async def _blob(tree: Tree, digest: Digest, writer: Writer, arrived: Callable[[int], None]) -> None:

@@ -185,6 +185,8 @@ def _open_outside(path: Path) -> tuple[int, int | None]:
 async def replacing(path: Path | None) -> AsyncIterator[Stream]:
     """A file that an operator names, which is there as a whole or not at all, or standard output. Raises Unusable."""
     if path is None:
+        if sys.stdout.isatty():
+            raise Unusable("standard output is a terminal: name a file, or give it to another program")
         yield Stream(sys.stdout.fileno(), "standard output")
         return
     with _told(str(path), "written"):

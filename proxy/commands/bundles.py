@@ -144,7 +144,7 @@ async def _earlier(paths: Sequence[Path]) -> Earlier:
     for path in paths:
         async with reading(path) as stream:
             try:
-                found |= set(await exporting.contents(stream))
+                found |= await exporting.contents(stream)
             except (TarInvalid, OciError) as error:
                 refuse(f"--since {path}: {error}")
     return Earlier([ascii(path.name)[1:-1] for path in paths], found)
@@ -216,15 +216,20 @@ async def _imported(
     config: Config, app: App, importing: Importing, image: tuple[str, Entry], keep: float | None
 ) -> dict[str, Any]:
     name, entry = image
-    told = {"image": name if name.isprintable() else ascii(name)[1:-1], "digest": str(entry.top.digest)}
+    told = {"image": _printable(name), "digest": str(entry.top.digest)}
     try:
         repository, reference = resolve(config.routes, name)
         found = await importing.image(repository, reference, entry)
         if keep is not None:
             await app.repositories.put_pin(repository, reference, Pin(time.time(), time.time() + keep))
     except (OciError, ImportFailed) as error:
-        return {**told, "blobs": 0, "size": 0, "failure": str(error)}
+        return {**told, "blobs": 0, "size": 0, "failure": _printable(str(error))}
     return {**told, "blobs": len(found.blobs), "size": sum(found.blobs.values()), "failure": None}
+
+
+def _printable(text: str) -> str:
+    """What a bundle says must not drive the terminal."""
+    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 COMMANDS = (export_command, import_command)

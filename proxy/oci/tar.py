@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 BLOCK = 512
 END = bytes(2 * BLOCK)
-MAX_EXTENDED = 64 * 1024  # bytes of a header that says what did not fit into the one behind it
+MAX_EXTENDED = 64 * 1024  # bytes of a header that says what did not fit into the one behind it ...
+MOST_EXTENDED = 8  # ... and how many of those one file may have
 
 _FILES = {tarfile.REGTYPE, tarfile.AREGTYPE}
 _EXTENDED = {tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME}
@@ -79,14 +80,16 @@ def extended(head: Header, body: bytes) -> dict[str, str]:
     if head.kind == tarfile.GNUTYPE_LONGNAME:
         return {"path": body.rstrip(b"\0").decode("utf-8", "backslashreplace")}
     said: dict[str, str] = {}
-    while body:
-        length, _, rest = body.partition(b" ")
-        end = int(length) - len(length) - 1 if length.isdigit() and len(length) < 8 else 0
-        keyword, equals, value = rest[: end - 1].partition(b"=")
-        if end <= 0 or not equals or rest[end - 1 : end] != b"\n":
+    at = 0
+    while at < len(body):
+        space = body.find(b" ", at, at + 8)
+        length = body[at:space] if space > at else b""
+        end = at + int(length) if length.isdigit() else 0
+        keyword, equals, value = body[space + 1 : end - 1].partition(b"=")
+        if end <= space or not equals or body[end - 1 : end] != b"\n":
             raise TarInvalid("it has an extended header that is none")
         said[keyword.decode("utf-8", "backslashreplace")] = value.decode("utf-8", "backslashreplace")
-        body = rest[end:]
+        at = end
     return {} if head.kind == tarfile.XGLTYPE else said
 
 

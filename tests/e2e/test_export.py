@@ -72,7 +72,8 @@ async def test_docker_finds_the_config_and_the_layers_in_order(
     upstream.tag(REPO, "latest", image.digest)
     configured(upstream, store)
     bundle = tmp_path / "bundle.tar"
-    await exported(store, "app:v1", "app", str(bundle))
+    await exported(store, "app:v1", "app", "docker.io/library/app:v1", str(bundle))
+    assert len(index_of(bundle)["manifests"]) == 2
     (entry,) = json.loads(files_of(bundle)["manifest.json"])
     assert entry["RepoTags"] == ["docker.io/library/app:v1", "docker.io/library/app:latest"]
     paths = [entry["Config"], *entry["Layers"]]

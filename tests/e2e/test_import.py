@@ -209,11 +209,11 @@ async def test_the_name_of_a_registry_that_is_not_configured_is_a_failure_of_tha
 ) -> None:
     index = index_of(bundle)
     stranger = json.loads(json.dumps(index["manifests"][0]))
-    stranger["annotations"] = {"io.containerd.image.name": "quay.example/a/b:v1"}
+    stranger["annotations"] = {"io.containerd.image.name": "quay.example\x1b[2J/a/b:v1"}
     index["manifests"].insert(0, stranger)
     two = changed(bundle, lambda files: files.update({"index.json": json.dumps(index).encode()}))
     no, yes = await imported(empty, str(two), code=1)
-    assert "quay.example is not configured here" in no["failure"]
+    assert "quay.example\\x1b[2j is not configured here" in no["failure"]
     assert yes["failure"] is None
     (found,) = await listed(empty)
     assert found["repository"] == f"docker.io/{REPO}"

@@ -255,6 +255,11 @@ async def test_a_bundle_without_an_end_is_cut_off_even_between_two_files(cache: 
     await cache.refuses(body.ljust(-(-len(body) // 512) * 512, b"\0"), "it is cut off")
 
 
+async def test_a_file_with_too_many_extended_headers_is_refused(cache: Cache) -> None:
+    extended = special("x", tarfile.XHDTYPE).tobuf(tarfile.USTAR_FORMAT)
+    await cache.refuses(extended * 9 + packed(bundle()), "too many extended headers")
+
+
 def lying() -> bytes:
     """A blob that says that it is larger than any disk."""
     entry = special("blobs/sha256/" + "0" * 64)

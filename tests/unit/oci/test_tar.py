@@ -109,6 +109,15 @@ def test_a_long_extended_header_is_refused_before_it_is_read() -> None:
         tar.parse(entry("x", change))
 
 
+@pytest.mark.parametrize(
+    "body", [b"5 a=b", b"7 a=b\n", b"x a=b\n", b"4 a=b\n", b"6 ab\n ", b" a=b\n", b"0 a=b\n", b"9999999999 a=b\n"]
+)
+def test_an_extended_header_that_is_none_is_refused(body: bytes) -> None:
+    with pytest.raises(TarInvalid, match="extended header that is none"):
+        tar.extended(Header(tarfile.XHDTYPE, "", len(body)), body)
+    assert tar.extended(Header(tarfile.XHDTYPE, "", 6), b"6 a=b\n" * 2) == {"a": "b"}
+
+
 def test_zeros_are_the_end() -> None:
     assert tar.parse(bytes(tar.BLOCK)) is None
 
