@@ -6,7 +6,7 @@ import logging
 import signal
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +35,7 @@ from proxy.manifests import Manifests
 from proxy.parts import Memory
 from proxy.permissions import Permissions, Sizes
 from proxy.prefetch import Prefetch
+from proxy.rounds import Round, Stock
 from proxy.scrubbing import Scrubber
 from proxy.stores.base import LimitStore, RepositoryStore
 from proxy.stores.disk import DiskBlobs, DiskRepositories, open_tree, spool_key
@@ -62,7 +63,7 @@ class App:
     manifests: Manifests
     blobs: Blobs
     repositories: RepositoryStore
-    space: Space
+    means: Means
     metrics: Metrics
     limits: LimitStore
     desk: Desk
@@ -74,8 +75,7 @@ class App:
 @contextlib.asynccontextmanager
 async def build(config: Config, log: Logger, metrics: Metrics) -> AsyncIterator[App]:
     """Put the cache together, and take it apart again. Raises ConfigError, UnsafeDirectory, OSError."""
-    if "Py" in http_parser.HttpRequestParser.__name__:
-        raise ConfigError(["aiohttp runs without its C parser: install it from a wheel for this platform"])
+    _check_parser()
     async with contextlib.AsyncExitStack() as stack:
         tree = await files.hop(open_tree, config.store.path)
         stack.callback(tree.close)
@@ -101,10 +101,8 @@ async def build(config: Config, log: Logger, metrics: Metrics) -> AsyncIterator[
         stack.push_async_callback(manifests.aclose)
         permissions = Permissions(upstreams, repositories, sizes, log)
         stack.push_async_callback(permissions.aclose)
-        blobs = Blobs(
-            upstreams, Means(tree, store, space, log, spool_key), permissions, metrics,
-            verifies=config.store.verify_on_read,
-        )  # fmt: skip
+        means = Means(tree, store, space, log, spool_key)
+        blobs = Blobs(upstreams, means, permissions, metrics, verifies=config.store.verify_on_read)
         stack.push_async_callback(blobs.aclose)
         prefetch = Prefetch({one.registry: one.prefetch for one in config.upstream}, blobs, log)
         stack.push_async_callback(prefetch.aclose)
@@ -124,11 +122,19 @@ async def build(config: Config, log: Logger, metrics: Metrics) -> AsyncIterator[
         )  # fmt: skip
         healing = Healing(tree, store, manifests, blobs, {one.registry for one in config.upstream if not one.sealed})
         scrubber = Scrubber(tree, healing, metrics, log, config.store.scrub_rate)
-        jobs = _sweeps(tree) + _scrubs(config, scrubber) + _expiries(config, repositories, log, metrics)
+        jobs = [
+            *_sweeps(tree), *_scrubs(config, scrubber), *_expiries(config, repositories, log, metrics),
+            *_rounds(config, Stock(manifests, blobs, repositories), metrics, log),
+        ]  # fmt: skip
         yield App(
-            handlers, manifests, blobs, repositories, space, metrics, limits, Desk(config, tree), housekeeping,
+            handlers, manifests, blobs, repositories, means, metrics, limits, Desk(config, tree), housekeeping,
             Jobs(tree, jobs, log), scrubber,
         )  # fmt: skip
+
+
+def _check_parser() -> None:
+    if "Py" in http_parser.HttpRequestParser.__name__:
+        raise ConfigError(["aiohttp runs without its C parser: install it from a wheel for this platform"])
 
 
 async def _take_stock(config: Config, tree: files.Tree, space: Space, log: Logger) -> None:
@@ -144,6 +150,12 @@ async def _take_stock(config: Config, tree: files.Tree, space: Space, log: Logge
             "the store takes no writes", path=str(config.store.path), reason=error.strerror,
             meanwhile="what is cached is served, and all else passes through",
         )  # fmt: skip
+
+
+def _rounds(config: Config, stock: Stock, metrics: Metrics, log: Logger) -> Iterator[Job]:
+    for entry in config.warm:
+        going = Round(entry, config.routes, stock, metrics, log)
+        yield Job(going.name, entry.every, going)
 
 
 def _evicted(gone: Evicted, log: Logger, metrics: Metrics) -> None:

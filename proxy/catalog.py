@@ -202,21 +202,23 @@ class Catalog:
         """A manifest that is there; None if it is gone, or damaged."""
         key = (digest, link.media_type or "")
         if key not in self._manifests:
-            self._manifests[key] = self._read(*key)
+            self._manifests[key] = read_manifest(self._tree, *key)
         return self._manifests[key]
-
-    def _read(self, digest: Digest, media_type: str) -> Manifest | None:
-        body = self._tree.read_now(disk.blob_key(digest), manifest.MAX_BYTES)
-        if body is None or Digest.of(body, digest.algorithm) != digest:
-            return None
-        try:
-            return manifest.parse(body, media_type, digest.algorithm)
-        except ManifestInvalid:
-            return None
 
     def _with_shared(self, image: Image, users: Mapping[Digest, int]) -> Image:
         shared = sum(size for digest, size in image.stored.items() if users[digest] > 1)
         return replace(image, shared=shared)
+
+
+def read_manifest(tree: Tree, digest: Digest, media_type: str) -> Manifest | None:
+    """A manifest of that media type; None if it is not there, damaged, or none."""
+    body = tree.read_now(disk.blob_key(digest), manifest.MAX_BYTES)
+    if body is None or Digest.of(body, digest.algorithm) != digest:
+        return None
+    try:
+        return manifest.parse(body, media_type, digest.algorithm)
+    except ManifestInvalid:
+        return None
 
 
 def _add(contents: Contents, record: disk.Record, body: bytes, used: float) -> None:

@@ -11,7 +11,9 @@ from rich.text import Text
 from proxy import files, trust
 from proxy.certificates import Certificate
 from proxy.config import Config, ConfigError
-from proxy.sections import Account, Lifecycle, Upstream
+from proxy.inventory import age
+from proxy.sections import Account, Lifecycle, Upstream, Warm
+from proxy.warming import here
 
 GIB = 1024**3
 FORMS = "/v2/{name}/IMAGE or ?ns={name}"
@@ -26,6 +28,9 @@ def report(config: Config, console: Console) -> bool:
     for index, entry in enumerate(config.lifecycle):
         console.print()
         _paragraph(console, f"lifecycle[{index}] for {', '.join(entry.repositories)}", _rules(entry))
+    for going in config.warm:
+        console.print()
+        _paragraph(console, f"brought in every {age(going.every)}", _warmed(going))
     console.print()
     if config.default_upstream is None:
         console.print("A name without a registry is refused: no upstream is marked default = true.")
@@ -134,6 +139,13 @@ def _sentences(upstream: Upstream) -> list[str]:
 def _rules(entry: Lifecycle) -> list[str]:
     """What goes by a policy, a rule a line."""
     return [] if entry.policy is None else [f"Rule {rule.priority}: {rule}." for rule in entry.policy.rules]
+
+
+def _warmed(entry: Warm) -> list[str]:
+    """What a [[warm]] entry has the server do by itself."""
+    listed = [] if entry.file is None else [f"what {entry.file} lists"]
+    said = [f"{', '.join([*entry.images, *listed])}, for {', '.join(entry.platforms) or here()}."]
+    return said if entry.keep is None else [*said, f"Pinned for {age(entry.keep)} each time."]
 
 
 def _account(account: Account) -> str:

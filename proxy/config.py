@@ -10,11 +10,12 @@ from typing import Annotated, Any, Self
 from pydantic import Field, SecretStr, ValidationError, model_validator
 
 from proxy.oci import lifecycle
+from proxy.oci.errors import OciError
 from proxy.oci.lifecycle import PolicyInvalid
 from proxy.proxies import from_environment
 from proxy.registries import PUBLIC, known
-from proxy.routing import Routes
-from proxy.sections import Account, Admin, Lifecycle, Log, Server, Store, Upstream
+from proxy.routing import Routes, image
+from proxy.sections import Account, Admin, Lifecycle, Log, Server, Store, Upstream, Warm
 from proxy.values import Section
 
 PREFIX = "ENTREPOT_"
@@ -43,6 +44,7 @@ class Config(Section):
     log: Log = Field(default_factory=Log)
     upstream: Annotated[tuple[Upstream, ...], Field(strict=False)]
     lifecycle: Annotated[tuple[Lifecycle, ...], Field(strict=False)] = ()
+    warm: Annotated[tuple[Warm, ...], Field(strict=False)] = ()
 
     @property
     def default_upstream(self) -> Upstream | None:
@@ -87,6 +89,16 @@ class Config(Section):
                 if not any(head.startswith(literal) or literal.startswith(head) for head in heads):
                     place = f"lifecycle[{index}].repositories[{number}]"
                     raise ValueError(f"{place}: {pattern!r} is of no upstream: write one in front, as in {heads[0]}*")
+        return self
+
+    @model_validator(mode="after")
+    def _warmable(self) -> Self:
+        for number, entry in enumerate(self.warm):
+            for name in entry.images:
+                try:
+                    image(self.routes, name)
+                except OciError as error:
+                    raise ValueError(f"warm[{number}].images: {name!r}: {error.message}") from None
         return self
 
 
@@ -193,7 +205,7 @@ def _explain(problem: Any) -> str:
             text = str(problem["ctx"]["error"])
         case "model_type" | "dict_type" | "model_attributes_type":
             text = "must be a table"
-        case "tuple_type" if key in {"upstream", "lifecycle"}:
+        case "tuple_type" if key in {"upstream", "lifecycle", "warm"}:
             text = f"must be a list of tables: write [[{key}]], with two brackets"
         case "tuple_type":
             text = "must be a list: write it in [brackets]"
@@ -205,7 +217,9 @@ def _explain(problem: Any) -> str:
 
 
 def _nearest(location: Sequence[Any]) -> str:
-    sections: Mapping[str, type[Section]] = {**_SECTIONS, "upstream": Upstream, "lifecycle": Lifecycle}
+    sections: Mapping[str, type[Section]] = {
+        **_SECTIONS, "upstream": Upstream, "lifecycle": Lifecycle, "warm": Warm,
+    }  # fmt: skip
     model = Config if len(location) == 1 else sections.get(str(location[0]), Config)
     if "account" in location[:-1]:
         model = Account

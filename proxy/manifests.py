@@ -301,13 +301,7 @@ class Manifests:
         self._tags[repository, tag] = record
         await self._repositories.put_tag(repository, tag, record)
         if known is None or known.digest != record.digest:
-            await self._note_move(repository, tag, Move(record.checked, record.digest))
-
-    async def _note_move(self, repository: Repository, tag: Tag, move: Move) -> None:
-        seen = await self._repositories.history(repository, tag)
-        now = history.moved(seen, move.digest, move.at)
-        if len(now) != len(seen) or now[-1:] != tuple(seen[-1:]):
-            await self._repositories.put_history(repository, tag, now)
+            await note_move(self._repositories, repository, tag, Move(record.checked, record.digest))
 
     def _stale(self, repository: Repository, cached: Manifest, record: TagRecord, error: OciError) -> Served:
         age = max(0, int(time.time() - record.checked))
@@ -430,6 +424,14 @@ class Manifests:
         for descriptor in found.descriptors:
             self._sizes[repository, descriptor.digest] = descriptor.size
         return found
+
+
+async def note_move(repositories: RepositoryStore, repository: Repository, tag: Tag, move: Move) -> None:
+    """Add to what a tag has stood for, unless it is nothing new. Raises OSError."""
+    seen = await repositories.history(repository, tag)
+    now = history.moved(seen, move.digest, move.at)
+    if len(now) != len(seen) or now[-1:] != tuple(seen[-1:]):
+        await repositories.put_history(repository, tag, now)
 
 
 def _postponement(error: OciError) -> float:

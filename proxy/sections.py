@@ -20,6 +20,7 @@ from proxy.values import (
     Moment,
     Networks,
     Patterns,
+    Platforms,
     PolicyText,
     Prefetch,
     ProxyUrl,
@@ -88,6 +89,24 @@ class Store(Section):
     scrub_interval: Annotated[Seconds, Field(gt=0)] = 30 * 86400.0
     verify_on_read: bool = False
     lifecycle_interval: Annotated[Seconds, Field(ge=60)] = 3600.0
+
+
+class Warm(Section):
+    """Images that are brought in every so often, and how long they are kept each time (seconds; None: as any other)."""
+
+    images: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    file: File | None = None
+    platforms: Platforms = ()
+    every: Annotated[Seconds, Field(ge=60)] = 24 * 3600.0
+    keep: Annotated[Seconds, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Self:
+        if not self.images and self.file is None:
+            raise ValueError("names no images: give images, or a file of them")
+        if self.keep is not None and self.keep <= self.every:
+            raise ValueError("keep is no longer than every: the pin would end before the next round renews it")
+        return self
 
 
 class Log(Section):

@@ -136,6 +136,12 @@ class Metrics:
         self.cache_bytes = Gauge(
             "entrepot_cache_bytes", "Bytes of stored blobs", registry=registry, multiprocess_mode="mostrecent"
         )
+        self.warmed = Counter(
+            "entrepot_warmed_images",
+            "Images of [[warm]] that were brought in, or failed",
+            ["outcome"],
+            registry=registry,
+        )
         self.evicted_bytes = Counter("entrepot_evicted_bytes", "Bytes of blobs dropped to make room", registry=registry)
         self.scrubbed_blobs = Counter("entrepot_scrubbed_blobs", "Blobs that scrubs have looked at", registry=registry)
         self.scrubbed_bytes = Counter("entrepot_scrubbed_bytes", "Bytes that scrubs have read", registry=registry)

@@ -11,6 +11,7 @@ from yarl import URL
 
 from proxy.oci import lifecycle
 from proxy.oci.history import END
+from proxy.oci.platform import Platform
 
 _DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?(?:(\d+)ms)?")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) *([kKMGT]i?B|B)?")
@@ -170,6 +171,12 @@ def _prefetch(value: object) -> object:
     return value
 
 
+def _platform(value: object) -> object:
+    if isinstance(value, str) and value != "all":
+        Platform.parse(value)
+    return value
+
+
 class Section(BaseModel):
     """A table of the configuration: frozen, and without a key that does not exist."""
 
@@ -200,4 +207,5 @@ Patterns = Annotated[tuple[Annotated[str, BeforeValidator(_pattern)], ...], Fiel
 RepositoryPatterns = Annotated[tuple[str, ...], Field(strict=False), BeforeValidator(_repository_patterns)]
 PolicyText = Annotated[InstanceOf[lifecycle.Policy], BeforeValidator(_policy)]
 ProxyUrl = Annotated[str, BeforeValidator(_proxy)]
+Platforms = Annotated[tuple[Annotated[str, BeforeValidator(_platform)], ...], Field(strict=False)]
 Prefetch = Annotated[Patterns, BeforeValidator(_prefetch)]

@@ -12,7 +12,7 @@ from proxy.manifests import Manifests
 from proxy.oci.digest import Digest
 from proxy.oci.errors import OciError, Problem
 from proxy.oci.manifest import INDEXES, Manifest
-from proxy.oci.platform import Platform, of_index
+from proxy.oci.platform import Platform, is_wanted, of_index
 from proxy.oci.reference import Reference, Repository
 
 AT_ONCE = 4  # blobs; each may take several connections, and clients want some as well
@@ -28,6 +28,11 @@ _MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
 def here() -> Platform:
     """The platform of this machine, as images call it."""
     return Platform("linux", _MACHINES.get(machine.machine(), machine.machine()))
+
+
+def platforms(texts: Sequence[str]) -> list[Platform]:
+    """The platforms that are named: this machine's by default, and an empty list for "all". Raises ValueError."""
+    return [] if "all" in texts else [Platform.parse(text) for text in texts] or [here()]
 
 
 @dataclass(slots=True)
@@ -80,7 +85,7 @@ class Warming:
         if root.media_type not in INDEXES or not depth:
             return [root]
         parts: list[Manifest] = []
-        wanted = [digest for digest, platform in of_index(root.body) if self._is_wanted(platform)]
+        wanted = [digest for digest, platform in of_index(root.body) if is_wanted(platform, self._platforms)]
         if not wanted:
             warmed.failures.append(f"it has nothing for {', '.join(map(str, self._platforms)) or 'any platform'}")
         for digest in wanted:
@@ -91,11 +96,6 @@ class Warming:
                 continue
             parts += await self._parts(repository, part, warmed, depth - 1)
         return parts
-
-    def _is_wanted(self, platform: Platform | None) -> bool:
-        if not self._platforms:
-            return True
-        return platform is not None and any(one.covers(platform) for one in self._platforms)
 
     async def _blob(self, repository: Repository, digest: Digest, warmed: Warmed, report: Report) -> None:
         seen = 0

@@ -14,7 +14,7 @@ import uvloop
 
 from proxy import config
 from proxy.config import Config, ConfigError
-from proxy.files import UnsafeDirectory
+from proxy.files import UnsafeDirectory, Unusable
 from proxy.values import duration, moment, size
 
 EXIT_CONFIG = 2
@@ -91,7 +91,7 @@ def guarded(start: Callable[[], Coroutine[Any, Any, None]]) -> None:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(start())
-    except (ConfigError, UnsafeDirectory) as error:
+    except (ConfigError, UnsafeDirectory, Unusable) as error:
         refuse(error)
     except OSError as error:
         refuse(ConfigError([f"store.path: {error.filename or ''} cannot be used ({error.strerror})"]))

@@ -69,7 +69,7 @@ async def _scrub(config: Config, throttle: Throttle, report: Report, *, fetch: b
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
         async with build(config, quiet(), Metrics(CollectorRegistry())) as app:
-            task = progress.add_task("scrub", total=await app.space.refresh() or None)
+            task = progress.add_task("scrub", total=await app.means.space.refresh() or None)
             order = Order(throttle, fetch, report.found, lambda count: progress.advance(task, count))
             try:
                 report.tally = await app.scrubber.now(order)

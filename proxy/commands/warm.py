@@ -19,14 +19,22 @@ from proxy.commands.loading import Duration, config_option, guarded, load, refus
 from proxy.config import Config
 from proxy.inventory import size
 from proxy.oci.errors import OciError
+from proxy.oci.imagelist import names
 from proxy.oci.platform import Platform
 from proxy.oci.reference import Reference, Repository
 from proxy.routing import image as resolve
 from proxy.stores.base import Pin
 from proxy.telemetry import Metrics, quiet
-from proxy.warming import Report, Warmed, Warming, here
+from proxy.warming import Report, Warmed, Warming, platforms
 
 IMAGES_AT_ONCE = 4
+
+file_option = click.option(
+    "-f", "--file", "file", type=click.File(encoding="utf-8"), help="Images, one a line; # for comments."
+)
+platform_option = click.option(
+    "--platform", "asked", multiple=True, metavar="OS/ARCH", help='Of an index; "all" for all of them.'
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +49,12 @@ class Order:
 @click.command("warm")
 @config_option
 @json_option
-@click.option("-f", "--file", "file", type=click.File(encoding="utf-8"), help="Images, one a line; # for comments.")
-@click.option("--platform", "platforms", multiple=True, metavar="OS/ARCH", help='Of an index; "all" for all of them.')
+@file_option
+@platform_option
 @click.option("--keep", type=Duration(), help="Pin the images for so long, such as 30d.")
 @click.argument("images", nargs=-1, metavar="[IMAGE]...")
 def warm_command(
-    path: Path | None, as_json: bool, file: Any, platforms: tuple[str, ...], keep: float | None, images: tuple[str, ...]
+    path: Path | None, as_json: bool, file: Any, asked: tuple[str, ...], keep: float | None, images: tuple[str, ...]
 ) -> None:
     """Bring images in before anybody asks for them.
 
@@ -55,9 +63,9 @@ def warm_command(
     status 1 if something could not be had.
     """
     config = load(path)
-    order = Order(_images(config, [*images, *_lines(file)]), _platforms(platforms), keep)
+    order = Order(named(config, [*images, *lines(file)]), wanted(asked), keep)
     results: dict[str, Warmed | str] = {}
-    guarded(lambda: _warm(config, order, results))
+    guarded(lambda: bring(config, order, results))
     told = [_told(name, results[name]) for name, _, _ in order.images]
     if as_json:
         click.echo(json.dumps(told, indent=2))
@@ -69,16 +77,20 @@ def warm_command(
         raise SystemExit(EXIT_NOT_CACHED)
 
 
-def _lines(file: Any) -> list[str]:
-    lines = [] if file is None else [line.partition("#")[0].strip() for line in file]
-    return [line for line in lines if line]
+def lines(file: Any) -> list[str]:
+    """The images that a file names, if there is one."""
+    try:
+        return [] if file is None else names(file.read())
+    except UnicodeDecodeError:
+        raise click.BadParameter("is no text", param_hint="--file") from None
 
 
-def _images(config: Config, names: Sequence[str]) -> list[tuple[str, Repository, Reference]]:
-    if not names:
+def named(config: Config, images: Sequence[str]) -> list[tuple[str, Repository, Reference]]:
+    """What names mean, each once; ends with a word on one that means nothing."""
+    if not images:
         raise click.UsageError("Name images, or a file of them with -f.")
     found = []
-    for name in dict.fromkeys(names):
+    for name in dict.fromkeys(images):
         try:
             found.append((name, *resolve(config.routes, name)))
         except OciError as error:
@@ -86,19 +98,24 @@ def _images(config: Config, names: Sequence[str]) -> list[tuple[str, Repository,
     return found
 
 
-def _platforms(texts: Sequence[str]) -> list[Platform]:
-    if "all" in texts:
-        return []
+def wanted(texts: Sequence[str]) -> list[Platform]:
+    """The platforms that are named: this machine's by default, and an empty list for all."""
     try:
-        return [Platform.parse(text) for text in texts] or [here()]
+        return platforms(texts)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--platform") from None
 
 
-async def _warm(config: Config, order: Order, results: dict[str, Warmed | str]) -> None:
+def bars() -> Progress:
+    """Progress bars of bytes on standard error, where that is a terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    return Progress(*columns, console=console, disable=not console.is_terminal)
+
+
+async def bring(config: Config, order: Order, results: dict[str, Warmed | str]) -> None:
+    """Bring images in, and say of each what became of it."""
+    with bars() as progress:
         async with build(config, quiet(), Metrics(CollectorRegistry())) as app:
             turns = asyncio.Semaphore(IMAGES_AT_ONCE)
             warming = Warming(app.manifests, app.blobs, order.platforms)

@@ -24,6 +24,7 @@ OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 INDEXES = frozenset({OCI_INDEX, DOCKER_LIST})  # name manifests, one for each platform
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+IMAGES = frozenset({*INDEXES, OCI_MANIFEST, DOCKER_MANIFEST})
 ACCEPT = ", ".join((OCI_INDEX, DOCKER_LIST, OCI_MANIFEST, DOCKER_MANIFEST))
 
 _SCHEMA1 = {

@@ -1,7 +1,7 @@
 """Platforms: what an index says of its manifests, and a config of its image (image-spec image-index.md, config.md)."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -34,6 +34,11 @@ class Platform:
 
     def __str__(self) -> str:
         return "/".join(filter(None, (self.os, self.architecture, self.variant)))
+
+
+def is_wanted(platform: Platform | None, wanted: Sequence[Platform]) -> bool:
+    """Whether a manifest of an index is for one of the platforms that are wanted: all, if there are none."""
+    return not wanted or (platform is not None and any(one.covers(platform) for one in wanted))
 
 
 def of_index(body: bytes) -> Iterator[tuple[Digest, Platform | None]]:

@@ -60,8 +60,8 @@ class BlobStore(Protocol):
     async def put(self, digest: Digest, body: bytes) -> None:
         """Keep a small verified blob (a manifest). Raises OSError."""
 
-    async def adopt(self, digest: Digest, spool: Handle) -> None:
-        """Take over the locked and verified spool of `digest`. Raises OSError."""
+    async def adopt(self, digest: Digest, spool: Handle, key: str | None = None) -> None:
+        """Take over a locked and verified spool: that of `digest`, or another with that key. Raises OSError."""
 
     async def remove(self, digest: Digest, damaged: Handle) -> None:
         """Take out a blob that turned out to be damaged, unless another is there by now; readers keep their bytes."""

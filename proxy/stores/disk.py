@@ -5,7 +5,7 @@ repositories/<registry>/<name>/_tags/<tag>    what a tag stood for, and when ups
 repositories/<registry>/<name>/_history/<tag> each digest that a tag has stood for, and since when
 repositories/<registry>/<name>/_links/<algorithm>/<hex>   last modified when a manifest was last asked for
 pins/<registry>/<name>/_tags/<tag>, .../_links/<algorithm>/<hex>   what is not to go, and until when
-spool/<algorithm>-<hex>                       blobs on their way in
+spool/<algorithm>-<hex>, spool/taken-<random> blobs on their way in, from upstream or from a bundle
 limits/<registry>/<hex>                       what an upstream allows an account, and until when it is not to be asked
 boot                                          the boot of the machine that last wrote here
 changes                                       another content each time that an operator changes something
@@ -87,8 +87,8 @@ class DiskBlobs:
     async def put(self, digest: Digest, body: bytes) -> None:
         await self.tree.write(blob_key(digest), body, committed=True)
 
-    async def adopt(self, digest: Digest, spool: Handle) -> None:
-        await self.tree.commit_spool(spool_key(digest), spool, blob_key(digest))
+    async def adopt(self, digest: Digest, spool: Handle, key: str | None = None) -> None:
+        await self.tree.commit_spool(key or spool_key(digest), spool, blob_key(digest))
 
     async def remove(self, digest: Digest, damaged: Handle) -> None:
         await hop(lambda: quarantine.set_aside(self.tree, blob_key(digest), os.fstat(damaged.fd)))

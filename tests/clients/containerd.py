@@ -48,6 +48,9 @@ class Containerd:
         fifos = ["--fifo-dir", str(self._directory / "fifos")]
         return self._ctr("run", "--rm", "--cgroup", f"/{CGROUP}/ctr", *fifos, name, "test")
 
+    def load(self, bundle: Path) -> None:
+        self._ctr("images", "import", str(bundle))
+
     def _ctr(self, *arguments: str) -> str:
         return run(["ctr", "--address", f"{self._directory}/containerd.sock", *arguments])
 

@@ -52,6 +52,9 @@ class Docker:
     def run(self, name: str) -> str:
         return self._docker("run", "--rm", "--network", "none", name)
 
+    def load(self, bundle: Path) -> None:
+        self._docker("load", "--input", str(bundle))
+
     def build(self, context: Path) -> None:
         """`docker build`, by BuildKit."""
         self._docker("build", "--network", "none", "--tag", "built", str(context))

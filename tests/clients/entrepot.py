@@ -13,7 +13,7 @@ from typing import Any
 
 import trustme
 
-from .processes import Daemon, free_port, show, tail, wait_until
+from .processes import Daemon, free_port, run, show, tail, wait_until
 
 # tag_ttl 0: every pull of a tag asks upstream, or finds that it is down.
 CONFIG = """\
@@ -90,6 +90,10 @@ class Entrepot:
         assert status == 0, f"the proxy ended with status {status}\n{tail(self.log)}"
         assert not self._complaints(), self._complaints()
         assert self._filled() <= self._published(), "not all that was downloaded has been kept"
+
+    def command(self, name: str, *arguments: str, env: Mapping[str, str] | None = None) -> str:
+        """Run one of the operator's commands over its store; returns what it prints."""
+        return run([sys.executable, "-m", "proxy", name, "--config", str(self._config), *arguments], env)
 
     def requests(self) -> list[Request]:
         """The requests that it answered so far, in the order of their ends."""

@@ -59,6 +59,9 @@ class Podman:
     def run(self, name: str) -> str:
         return self._podman("run", "--rm", "--cgroup-parent", f"/{CGROUP}", name)
 
+    def load(self, bundle: Path) -> None:
+        self._podman("load", "--quiet", "--input", str(bundle))
+
     def _podman(self, *arguments: str) -> str:
         return run([*ISOLATED, "podman", *arguments], self._env)
 

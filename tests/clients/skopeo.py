@@ -28,12 +28,33 @@ class Skopeo:
 
     def copy(self, image: Image, source: str) -> None:
         """Copy an image with everything that its index names, and compare the bytes with upstream's."""
-        directory = next(self._directories)
-        directory.mkdir()
-        self._skopeo("copy", "--quiet", "--all", "--src-tls-verify=false", f"docker://{source}", f"dir:{directory}")
-        files = {f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}" for path in directory.iterdir()}
+        files = self._copied("--all", "--src-tls-verify=false", f"docker://{source}")
         manifests = {manifest.content.digest for manifest in image.manifests}
         assert {image.digest, *manifests, *image.blobs} <= files
+
+    def read(self, image: Image, bundle: Path) -> None:
+        """Copy this machine's platform of an image out of a bundle, by its full name.
+
+        Of an OCI layout it takes OCI's media types only; what is of Docker's is there for `docker load`, as layers
+        that are unpacked on the way.
+        """
+        if image.top.media_type.startswith("application/vnd.oci."):
+            assert image.pulled <= self._copied(f"oci-archive:{bundle}:{image.name}")
+        else:
+            assert self._copied(f"docker-archive:{bundle}:{image.name}")
+
+    def pack(self, image: Image, path: Path) -> None:
+        """Put an image with all of its platforms into a file, as skopeo does."""
+        self._skopeo(
+            "copy", "--quiet", "--all", "--src-tls-verify=false", f"docker://{image.name}", f"oci-archive:{path}"
+        )
+
+    def _copied(self, *arguments: str) -> set[str]:
+        """The digests of all files of a copy."""
+        directory = next(self._directories)
+        directory.mkdir()
+        self._skopeo("copy", "--quiet", *arguments, f"dir:{directory}")
+        return {f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}" for path in directory.iterdir()}
 
     def tags(self, repository: str) -> list[str]:
         """The tags of a repository."""

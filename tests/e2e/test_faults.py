@@ -270,9 +270,9 @@ class Trial:
     async def _check_ledger(self, proxy: Proxy) -> None:
         """Nothing is reserved any more, and the sum is not too small; the next look at everything puts it right."""
         taken = sum(-(-path.stat().st_size // 4096) * 4096 for path in (proxy.store / "blobs").glob("*/*/*"))
-        assert int((proxy.store / proxy.app.space._own).read_bytes() or b"0") == 0, "something is still reserved"
+        assert int((proxy.store / proxy.app.means.space._own).read_bytes() or b"0") == 0, "something is still reserved"
         assert int((proxy.store / "ledger" / "stored").read_bytes()) >= taken, "the sum is too small"
-        await asyncio.to_thread(proxy.app.space.look)
+        await asyncio.to_thread(proxy.app.means.space.look)
         assert int((proxy.store / "ledger" / "stored").read_bytes()) == taken, "the sum is wrong"
 
     async def _check_nothing_left(self, store: Path, *, is_clean: bool) -> None:

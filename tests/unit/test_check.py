@@ -144,3 +144,10 @@ def test_a_certificate_that_does_not_fit_its_key_would_not_start(tmp_path: Path)
     good, output = said(tmp_path, text, width=300)
     assert good
     assert "clients at https://127.0.0.1:5000" in output
+
+
+def test_what_is_brought_in_by_itself_is_said(tmp_path: Path) -> None:
+    text = '[[warm]]\nimages = ["nginx", "redis"]\nfile = "/etc/images"\nplatforms = ["all"]\nevery = "6h"\nkeep = "7d"'
+    good, told = said(tmp_path, text)
+    assert good
+    assert "brought in every 6 h\n  nginx, redis, what /etc/images lists, for all.\n  Pinned for 7 d each time." in told

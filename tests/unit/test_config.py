@@ -15,11 +15,12 @@ from yarl import URL
 
 from proxy.config import Config, ConfigError, load
 from proxy.registries import PUBLIC, ecr_region
-from proxy.sections import Account, Lifecycle, Server, Store, Upstream
+from proxy.sections import Account, Lifecycle, Server, Store, Upstream, Warm
 from proxy.values import Listen
 
 SECRET = "hunter2-do-not-tell"
 ONE = '[[upstream]]\nregistry = "ghcr.io"\n'
+WARM = '[[warm]]\nimages = ["nginx"]\n'
 OWN = '[[upstream]]\nregistry = "own.example"\nurl = "https://own.example"\n'
 EVERY_KEY = """
 [server]
@@ -76,6 +77,13 @@ max_requests = 16
 freeze = ["library/*"]
 as_of = "2026-11-01"
 prefetch = ["library/*", "acme/app"]
+
+[[warm]]
+images = ["library/app:v1"]
+file = "/etc/entrepot/images.txt"
+platforms = ["linux/arm/v7", "all"]
+every = "6h"
+keep = "7d"
 """
 ACCOUNTS = """
 [[upstream]]
@@ -203,6 +211,12 @@ def test_every_key_can_be_set(tmp_path: Path) -> None:
     assert upstream.prefetch == ("library/*", "acme/app")
 
 
+def test_every_key_of_a_wish_can_be_set(tmp_path: Path) -> None:
+    (warm,) = loaded(tmp_path, EVERY_KEY, SECRETS).warm
+    assert (warm.images, warm.file) == (("library/app:v1",), Path("/etc/entrepot/images.txt"))
+    assert (warm.platforms, warm.every, warm.keep) == (("linux/arm/v7", "all"), 21600, 604800)
+
+
 @pytest.mark.parametrize(
     ("written", "meant"),
     [
@@ -277,13 +291,13 @@ def test_a_name_that_only_looks_like_ecr_is_not_known(tmp_path: Path, registry: 
     assert ecr_region(registry) is None
 
 
-TABLES = {"upstream", "lifecycle"}
+TABLES = {"upstream", "lifecycle", "warm"}
 
 
 def test_every_key_that_exists_is_in_the_test_above() -> None:
     sections = {name: field.annotation for name, field in Config.model_fields.items() if name not in TABLES}
     keys: set[str] = set()
-    for model in (*sections.values(), Upstream, Account, Lifecycle):
+    for model in (*sections.values(), Upstream, Account, Lifecycle, Warm):
         keys |= {key for key, field in model.model_fields.items() if not field.exclude}  # type: ignore[union-attr]
     unset = {key for key in keys if f"{key} = " not in EVERY_KEY + ACCOUNTS + LIFECYCLE}
     assert unset == {"password_file", "proxy_password_file", "token_file", "account"}, "new keys want a test"
@@ -487,6 +501,7 @@ def test_every_problem_is_told_at_once(tmp_path: Path) -> None:
         ("[server]\nworker = 2", "server.worker: no such key; did you mean 'workers'?"),
         ("[store]\nmaxsize = 2", "store.maxsize: no such key; did you mean 'max_size'?"),
         ("[admin]\nzzz = 2", "admin.zzz: no such key; the keys here are listen, token_env, token_file"),
+        (WARM + "evry = 2", "warm[0].evry: no such key; did you mean 'every'?"),
         (ONE + "tag_tll = 2", "upstream[0].tag_tll: no such key; did you mean 'tag_ttl'?"),
         (ONE + f'pasword = "{SECRET}"', "upstream[0].pasword: no such key; did you mean 'password_env'?"),
     ],
@@ -510,6 +525,24 @@ def test_a_file_that_is_no_toml_is_named(tmp_path: Path, body: bytes) -> None:
     path.write_bytes(body)
     with pytest.raises(ConfigError, match=r"proxy\.toml: is no TOML"):
         load(path, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[[warm]]", "warm[0]: names no images: give images, or a file of them"),
+        ("warm = 1", "warm: must be a list of tables: write [[warm]], with two brackets"),
+        (WARM + 'keep = "1h"', "warm[0]: keep is no longer than every"),
+        (WARM + 'every = "1s"', "warm[0].every: must be greater than or equal to 60"),
+        (WARM + 'platforms = ["linux"]', "warm[0].platforms[0]: 'linux' is no platform"),
+        ('[[warm]]\nimages = ["A b"]', "warm[0].images: 'A b': invalid repository name"),
+        ('[[warm]]\nimages = ["quay.example/a"]', "warm[0].images: 'quay.example/a': the registry quay.example is not"),
+    ],
+)
+def test_a_wish_that_cannot_be_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        loaded(tmp_path, text)
+    assert str(refused.value).startswith(said)
 
 
 class TestDurationsAndSizes:
