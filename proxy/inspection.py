@@ -125,7 +125,7 @@ class Inspection:
 
     async def _holds(self, digest: Digest, handle: Handle) -> bool:
         hasher, offset = digest.hasher(), 0
-        while offset <= handle.size and (count := await _twice(files.hash_piece, handle.fd, offset, hasher)):
+        while offset < handle.size and (count := await _twice(files.hash_piece, handle.fd, offset, hasher)):
             offset += count
             await self._read(count)
         return digest.matches(hasher)

@@ -144,8 +144,10 @@ class Pass:
                     await self._settle_if_due()
             await self._settle()
         except BaseException:
-            for damage in self._unsettled:  # they are out of the way, and no pass will see them again
-                self._tell(Finding(damage, damage.kind, Fate.MISSING, "broken off; a pull fetches it"))
+            for damage in self._unsettled:
+                if damage.moved is not None:  # no pass will see it again
+                    fate = Fate.MOVED if damage.digest is None else Fate.MISSING
+                    self._tell(Finding(damage, damage.kind, fate, "the scrub was broken off"))
             raise
 
     def _note(self, place: Place, damage: Damage | None) -> None:
@@ -230,8 +232,9 @@ class Scrubber:
 
     def _put_off(self) -> None:
         with self.tree.claimed(TIME) as fd:
-            if fd is not None:
+            if fd is not None:  # no server is at it
                 write_number(fd, int(time.time()))
+                self.tree.evict(GOING_ON)
 
     async def give_way(self, order: Order) -> None:
         """Have the server's pass wait while an operator's goes on."""

@@ -445,11 +445,15 @@ async def test_what_was_moved_when_a_scrub_breaks_off_is_told(
     for digest in digests:
         assert await pulled(proxy, digest)
     await asyncio.to_thread(rotten, proxy.blob_path(digests[0]))
-    meddling += [lambda: None, lambda: None, failing(errno.EMFILE)]
+    meddling += [lambda: None, failing(errno.EMFILE)]
     with pytest.raises(OSError, match="Too many open files"):
         await proxy.app.scrubber.patrol()
     (line,) = [line for line in proxy.log if line["event"] == "scrub found"]
-    assert (line["what"], line["fate"], line["reason"]) == (digests[0], "missing", "broken off; a pull fetches it")
+    assert (line["what"], line["fate"], line["reason"]) == (
+        digests[0],
+        "missing",
+        "the scrub was broken off",
+    )
     assert await pulled(proxy, digests[0])
 
 
@@ -695,7 +699,10 @@ async def test_a_server_scrubs_by_itself_and_tells_how_it_gets_on(upstream: Fake
 
 
 async def test_after_a_scrub_by_hand_the_servers_is_not_due(proxy: Proxy) -> None:
+    (proxy.store / "jobs" / "scrub-pass").write_bytes(b'{"began": 1}')
+    assert (await hop(proxy.app.desk.scrub))["going_on"]["blobs"] == 0
     await scrubbed(proxy)
+    assert (await hop(proxy.app.desk.scrub))["going_on"] is None
     (job,) = [job for job in proxy.app.jobs._jobs if job.name == "scrub"]
     assert await proxy.app.jobs.turn(job) > job.every - 60
     assert [line["event"] for line in proxy.log].count("scrub done") == 1
