@@ -15,6 +15,8 @@ from proxy.config import policy_text
 from proxy.desk import Answer
 from proxy.inventory import size
 
+NOTHING = "Nothing is to go."
+
 patterns_argument = click.argument("patterns", nargs=-1, metavar="[PATTERN]...")
 
 
@@ -46,8 +48,8 @@ def preview_command(
 ) -> None:
     """Say what would go now, by which rule, and why.
 
-    PATTERN is a repository such as docker.io/library/nginx, with "*" for anything; all of them without one. What a rule
-    takes is listed though something keeps it, and with that.
+    PATTERN is a repository such as docker.io/library/nginx, with "*" for anything; all of them without one. An image
+    that a rule takes, but that is pinned, frozen or the like, is listed with what keeps it.
     """
     policy = None if file is None else _text(file)
     told = asked(path, server, lambda desk: desk.preview(patterns, policy))
@@ -85,9 +87,6 @@ def apply_command(path: Path | None, server: str | None, as_json: bool, patterns
     click.echo(
         f"{_count(len(told['images']))} went, and {size(told['freed'])} with them." if told["images"] else NOTHING
     )
-
-
-NOTHING = "Nothing is to go."
 
 
 def _text(file: Path) -> str:
