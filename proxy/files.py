@@ -15,7 +15,7 @@ import resource
 import secrets
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -299,20 +299,27 @@ class Tree:
                     os.unlink(name, dir_fd=source)
                 raise
 
-    async def touch(self, keys: Iterable[tuple[str, float]]) -> None:
-        """Set the time of last use (seconds since the epoch) of files.
+    async def touch(self, keys: Iterable[tuple[str, float]]) -> Collection[str]:
+        """Set the time of last use (seconds since the epoch) of files. Returns the keys of those that are gone.
 
-        A later use that somebody else has noted stays, unless it is in the future: a clock was ahead. Those that are
-        gone, or on a disk that will not note it, are passed over: it is for the order of eviction only.
+        A later use that somebody else has noted stays, unless it is in the future: a clock was ahead. A disk that will
+        not note it is no trouble: it is for the order of eviction only.
         """
-        await hop(self._touch, list(keys))
+        return await hop(self._touch, list(keys))
 
-    def _touch(self, keys: list[tuple[str, float]]) -> None:
+    def _touch(self, keys: list[tuple[str, float]]) -> Collection[str]:
+        gone = set()
         for key, when in keys:
-            with contextlib.suppress(OSError), self._parent(key) as (directory, name):
-                noted = os.stat(name, dir_fd=directory, follow_symlinks=False).st_mtime
-                if not when < noted <= time.time():
-                    os.utime(name, (when, when), dir_fd=directory, follow_symlinks=False)
+            try:
+                with self._parent(key) as (directory, name):
+                    noted = os.stat(name, dir_fd=directory, follow_symlinks=False).st_mtime
+                    if not when < noted <= time.time():
+                        os.utime(name, (when, when), dir_fd=directory, follow_symlinks=False)
+            except FileNotFoundError:
+                gone.add(key)
+            except OSError:
+                continue
+        return gone
 
     async def remove(self, key: str) -> None:
         """Remove a file, if it is there."""
