@@ -187,6 +187,7 @@ class Tree:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._fd = -1
+        self._is_shared = False  # others may put a directory of theirs where one of ours is missing
 
     def open_root(self, directories: Iterable[str]) -> None:
         """Create what is missing; blocking, for start-up. Raises UnsafeDirectory or OSError.
@@ -209,6 +210,7 @@ class Tree:
                     raise UnsafeDirectory(f"{self.root / key} is no directory: move it away") from None
                 if error.errno not in _REFUSALS or self._has(key):
                     raise
+        self._is_shared = bool(os.fstat(self._fd).st_mode & 0o022)
 
     def _has(self, key: str) -> bool:
         try:
@@ -500,8 +502,10 @@ class Tree:
     def _directory(self, key: str, create: bool = False) -> Iterator[int]:
         fd = os.dup(self._fd)
         try:
-            for name in filter(None, key.split("/")):
+            for depth, name in enumerate(filter(None, key.split("/"))):
                 fd = _step(fd, name, create)
+                if self._is_shared and not depth and not _is_private(os.fstat(fd)):
+                    raise NotADirectoryError(errno.ENOTDIR, "others may write to it", name)
             yield fd
         finally:
             _close(fd)
@@ -586,6 +590,10 @@ def _step(fd: int, name: str, create: bool) -> int:
         inner = os.open(name, _DIRECTORY, dir_fd=fd)
     _close(fd)
     return inner
+
+
+def _is_private(status: os.stat_result) -> bool:
+    return status.st_uid == os.geteuid() and not status.st_mode & 0o022
 
 
 def _close(fd: int) -> None:
