@@ -28,8 +28,8 @@ run: $(VENV)/.run ## serve on 127.0.0.1:5000 (CONFIG=proxy.toml to use a configu
 test: $(VENV)/.dev ## the whole suite that needs no root
 	$(BIN)/pytest -n auto
 
-kill-loop: $(VENV)/.dev ## kill -9 under load, a hundred times; nothing that is published may be wrong (make test does ten)
-	ENTREPOT_KILLS=100 $(BIN)/pytest -s tests/e2e/test_kill_loop.py
+kill-loop: $(VENV)/.dev ## kill -9 under load, five hundred times; nothing that is published may be wrong (make test does ten)
+	ENTREPOT_KILLS=500 $(BIN)/pytest -n auto tests/e2e/test_kill_loop.py
 
 faults: $(VENV)/.dev ## let every call to the disk go wrong in turn (make test tries a few); as root, cut the power of loop images
 	$(BIN)/pytest -s tests/faults

@@ -17,7 +17,7 @@ import shutil
 import stat
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -346,6 +346,7 @@ class Tree:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._fd = -1
+        self._is_shared = False  # others may put a directory of theirs where one of ours is missing
 
     def open_root(self, directories: Iterable[str]) -> None:
         """Create what is missing; blocking, for start-up. Raises UnsafeDirectory or OSError.
@@ -368,6 +369,7 @@ class Tree:
                     raise UnsafeDirectory(f"{self.root / key} is no directory: move it away") from None
                 if error.errno not in _REFUSALS or self._has(key):
                     raise
+        self._is_shared = bool(os.fstat(self._fd).st_mode & 0o022)
 
     def _has(self, key: str) -> bool:
         try:
@@ -516,20 +518,27 @@ class Tree:
                     os.unlink(name, dir_fd=source)
                 raise
 
-    async def touch(self, keys: Iterable[tuple[str, float]]) -> None:
-        """Set the time of last use (seconds since the epoch) of files.
+    async def touch(self, keys: Iterable[tuple[str, float]]) -> Collection[str]:
+        """Set the time of last use (seconds since the epoch) of files. Returns the keys of those that are gone.
 
-        A later use that somebody else has noted stays, unless it is in the future: a clock was ahead. Those that are
-        gone, or on a disk that will not note it, are passed over: it is for the order of eviction only.
+        A later use that somebody else has noted stays, unless it is in the future: a clock was ahead. A disk that will
+        not note it is no trouble: it is for the order of eviction only.
         """
-        await hop(self._touch, list(keys))
+        return await hop(self._touch, list(keys))
 
-    def _touch(self, keys: list[tuple[str, float]]) -> None:
+    def _touch(self, keys: list[tuple[str, float]]) -> Collection[str]:
+        gone = set()
         for key, when in keys:
-            with contextlib.suppress(OSError), self._parent(key) as (directory, name):
-                noted = os.stat(name, dir_fd=directory, follow_symlinks=False).st_mtime
-                if not when < noted <= time.time():
-                    os.utime(name, (when, when), dir_fd=directory, follow_symlinks=False)
+            try:
+                with self._parent(key) as (directory, name):
+                    noted = os.stat(name, dir_fd=directory, follow_symlinks=False).st_mtime
+                    if not when < noted <= time.time():
+                        os.utime(name, (when, when), dir_fd=directory, follow_symlinks=False)
+            except FileNotFoundError:
+                gone.add(key)
+            except OSError:
+                continue
+        return gone
 
     async def remove(self, key: str) -> None:
         """Remove a file, if it is there."""
@@ -721,8 +730,10 @@ class Tree:
     def _directory(self, key: str, create: bool = False) -> Iterator[int]:
         fd = os.dup(self._fd)
         try:
-            for name in filter(None, key.split("/")):
+            for depth, name in enumerate(filter(None, key.split("/"))):
                 fd = _step(fd, name, create)
+                if self._is_shared and not depth and not _is_private(os.fstat(fd)):
+                    raise NotADirectoryError(errno.ENOTDIR, "others may write to it", name)
             yield fd
         finally:
             _close(fd)
@@ -807,6 +818,10 @@ def _step(fd: int, name: str, create: bool) -> int:
         inner = os.open(name, _DIRECTORY, dir_fd=fd)
     _close(fd)
     return inner
+
+
+def _is_private(status: os.stat_result) -> bool:
+    return status.st_uid == os.geteuid() and not status.st_mode & 0o022
 
 
 def _close(fd: int) -> None:

@@ -139,6 +139,8 @@ class Manifests:
         pulled, self._pulled = self._pulled, set()
         for repository, digest in pulled:
             await self._note_use(repository, digest, MOST_NESTED)
+            if (repository, digest) in self._memory and not await self._is_stored(digest):
+                self._unstored.add((repository, digest))  # somebody has deleted it, and only memory has it
 
     async def _note_use(self, repository: Repository, digest: Digest, depth: int) -> None:
         found = await self._cached(repository, digest)

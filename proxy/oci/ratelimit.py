@@ -68,6 +68,7 @@ class State:
     metadata_paused_until: float = 0.0  # nothing but blobs is asked before
     refusals: int = 0  # answers of 429 in a row
     empty_at: float | None = None  # when nothing will be left, at the rate of late; None: no time soon
+    paused_at: float = 0.0  # when the last pause began
 
     def merged(self, other: "State", now: float) -> "State":
         """What two processes know together: the later word on the allowance, the longer pause.
@@ -75,18 +76,23 @@ class State:
         What a clock that was ahead has left is no word at all.
         """
         newer = max((self, other), key=lambda one: one.seen if one.seen <= now + SLACK else -1.0)
+        one, another = self.possible(now), other.possible(now)
         return replace(
             newer,
-            paused_until=max(_possible(self.paused_until, now), _possible(other.paused_until, now)),
-            metadata_paused_until=max(
-                _possible(self.metadata_paused_until, now), _possible(other.metadata_paused_until, now)
-            ),
+            paused_until=max(one.paused_until, another.paused_until),
+            metadata_paused_until=max(one.metadata_paused_until, another.metadata_paused_until),
+            paused_at=max(one.paused_at, another.paused_at),
         )
 
-
-def _possible(until: float, now: float) -> float:
-    """The end of a pause; 0 for one so far off that the clock must have been ahead when it began."""
-    return until if until - now <= DAY else 0.0
+    def possible(self, now: float) -> "State":
+        """Without the pauses that began in the future, or end too far off: the clock was ahead when they did."""
+        if self.paused_at > now + SLACK:
+            return replace(self, paused_until=0.0, metadata_paused_until=0.0, paused_at=0.0)
+        return replace(
+            self,
+            paused_until=self.paused_until if self.paused_until - now <= DAY else 0.0,
+            metadata_paused_until=self.metadata_paused_until if self.metadata_paused_until - now <= DAY else 0.0,
+        )
 
 
 class Budget:
@@ -122,11 +128,11 @@ class Budget:
         refusals = self.state.refusals + 1
         pause = min(FIRST_PAUSE * 2.0 ** min(refusals - 1, 16), LONGEST_PAUSE) if wait is None else wait
         until = now + max(pause, SHORTEST_PAUSE)
-        self.state = replace(self.state, refusals=refusals)
+        self.state = replace(self.state.possible(now), refusals=refusals, paused_at=now)
         if wait is not None or is_blob:
-            self.state = replace(self.state, paused_until=max(_possible(self.state.paused_until, now), until))
+            self.state = replace(self.state, paused_until=max(self.state.paused_until, until))
         else:
-            longer = max(_possible(self.state.metadata_paused_until, now), until)
+            longer = max(self.state.metadata_paused_until, until)
             self.state = replace(self.state, metadata_paused_until=longer)
         if allowance is not None:
             self.state = replace(self.state, allowance=allowance, seen=now)
@@ -134,9 +140,8 @@ class Budget:
 
     def pause(self, now: float, *, is_blob: bool) -> float:
         """Seconds for which nothing of the kind may be asked; 0 if it may now. A clock that jumped back counts not."""
-        until = _possible(self.state.paused_until, now)
-        if not is_blob:
-            until = max(until, _possible(self.state.metadata_paused_until, now))
+        state = self.state.possible(now)
+        until = state.paused_until if is_blob else max(state.paused_until, state.metadata_paused_until)
         return max(0.0, until - now)
 
     def allowance(self, now: float) -> Allowance | None:

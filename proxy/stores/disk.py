@@ -173,10 +173,12 @@ class DiskRepositories:
 
     async def record_pulls(self) -> None:
         """Write down the pulls since the last time: once in a while, not once a request."""
+        images = {link_key(*image): image for image in self._pulls}
         pulls = [(link_key(*image), when) for image, when in self._pulls.items()]
         self._pulls.clear()
         if pulls:
-            await self._tree.touch(pulls)
+            # Memory knows the link; the next process will not, unless it is written again.
+            self._unwritten.update(images[key] for key in await self._tree.touch(pulls))
 
     async def put_pin(self, repository: Repository, name: Tag | Digest, pin: Pin) -> None:
         """Keep a tag's image, or a manifest, from going."""

@@ -52,7 +52,9 @@ def _key(registry: str, account: str) -> str:
 def _parsed(record: Mapping[str, Any]) -> tuple[str, str, State] | None:
     try:
         state = _STATE.validate_python({key: record[key] for key in _KEYS})
-        if not all(0 <= moment < END for moment in (state.seen, state.paused_until, state.empty_at or 0)):
+        if not all(
+            0 <= moment < END for moment in (state.seen, state.paused_at, state.paused_until, state.empty_at or 0)
+        ):
             return None
         return str(record["registry"]), str(record["account"]), state
     except (ValidationError, KeyError):

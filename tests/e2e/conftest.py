@@ -41,15 +41,13 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how many faults of the disk were tried (see test_faults.py): of each operation, and of each kind."""
+    """Say how many faults of the disk were tried (test_faults.py), of each operation and kind, and how many kills."""
     reports = [report for found in terminalreporter.stats.values() for report in found if hasattr(report, "when")]
-    points = [
-        str(value).split()
-        for report in reports
-        if report.when == "call"
-        for name, value in report.user_properties
-        if name == "fault"
-    ]
+    noted = [one for report in reports if report.when == "call" for one in report.user_properties]
+    for name, value in noted:
+        if name == "kills":
+            terminalreporter.write_line(str(value))
+    points = [str(value).split() for name, value in noted if name == "fault"]
     if points:
         tried = Counter((operation, fault) for operation, _, fault in points)
         terminalreporter.section(f"{len(points)} faults of the disk")

@@ -137,7 +137,7 @@ async def running(
     if alone:
         await until(lambda: not _tasks_of_ours(), "tasks are left")
         await until(lambda: not _open_below(store), "descriptors are left")
-        assert not list((store / "tmp").iterdir()), "temporary files are left"
+        assert not list((store / "tmp").glob("*")), "temporary files are left"
 
 
 def _tasks_of_ours() -> list[str]:

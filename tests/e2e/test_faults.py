@@ -280,7 +280,7 @@ class Trial:
         async with asyncio.timeout(2):
             await until(lambda: not _open_below(store), "descriptors are left")
         if is_clean:
-            assert not list((store / "tmp").iterdir()), "temporary files are left"
+            assert not list((store / "tmp").glob("*")), "temporary files are left"
 
 
 @pytest.fixture

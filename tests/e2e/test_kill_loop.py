@@ -1,14 +1,18 @@
 """kill -9, again and again, under load: nothing that is published is ever wrong, and pulls go on.
 
-`ENTREPOT_KILLS` says how many kills there are; ten is enough for every day.
+`ENTREPOT_KILLS` says how many rounds there are; ten is enough for every day. In one of ten there are two servers, and
+in one an operator's command is killed beside the server.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import random
-import signal
+import sys
 import time
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
@@ -17,10 +21,12 @@ from .harness import Process, serving, toml, until
 from .upstream import FakeRegistry, digest_of
 
 KILLS = int(os.environ.get("ENTREPOT_KILLS", "10"))
+SHARDS = 5 if KILLS >= 100 else 1  # stores of their own, for several processors
 SECONDS = 4.0  # that one kill and the restart after it may take, at the very most
 REPO = "library/app"
 PULLERS = 6
 LONGEST = 0.4  # seconds of load before a kill
+LEAST = 0.5  # seconds before a command does anything
 
 
 class Load:
@@ -69,29 +75,94 @@ def audit(store: Path) -> int:
     return len(found)
 
 
+class Rounds:
+    """Servers on one directory, and what is killed in each round: a server, one of two, an operator's command."""
+
+    def __init__(self, upstream: FakeRegistry, store: Path, load: Load, chance: random.Random) -> None:
+        self._upstream = upstream
+        self._store = store
+        self._load = load
+        self._chance = chance
+        self._text = toml(upstream.url, store='max_size = "8 MB"')
+
+    def serving(self) -> AbstractAsyncContextManager[Process]:
+        """A server on the directory."""
+        return serving(self._text, self._store)
+
+    async def one(self) -> None:
+        """Kill a server under load."""
+        async with self.serving() as proxy:
+            async with asyncio.TaskGroup() as group:
+                self._start(group, proxy)
+                await self._under_way()
+                proxy.process.kill()
+            await proxy.process.wait()
+
+    async def one_of_two(self) -> None:
+        """Kill one of two: the other one goes on, then it is killed as well."""
+        async with self.serving() as first, self.serving() as second, asyncio.TaskGroup() as group:
+            for proxy in (first, second):
+                self._start(group, proxy, PULLERS // 2)
+            for proxy in (first, second):
+                await self._under_way()
+                proxy.process.kill()
+
+    async def a_command(self) -> None:
+        """Kill what an operator does beside a server, and then the server."""
+        number = self._chance.randrange(3)
+        image = self._upstream.add_image(REPO, f"v{number}", [bytes([number]) * 50_000])
+        async with self.serving() as proxy:
+            await proxy.get(f"/v2/{REPO}/manifests/v{number}")
+            for digest in image.blob_digests:
+                await proxy.get(f"/v2/{REPO}/blobs/{digest}")
+            async with asyncio.TaskGroup() as group:
+                self._start(group, proxy)
+                command = self._chance.choice(["pin", "rm", "freeze", "warm"])
+                await self._kill_a_command(command, f"{REPO}:v{number}")
+                await self._under_way()
+                got = await proxy.get(f"/v2/{REPO}/manifests/v{number}")
+                assert (got.status, got.body) == (200, image.body)
+                proxy.process.kill()
+            await proxy.process.wait()
+
+    def _start(self, group: asyncio.TaskGroup, proxy: Process, pullers: int = PULLERS) -> None:
+        for _ in range(pullers):
+            group.create_task(self._load.client(proxy))
+
+    async def _under_way(self) -> None:
+        before = self._load.complete
+        await until(lambda: self._load.complete > before, "pulls go on")
+        await asyncio.sleep(self._chance.random() * LONGEST)
+
+    async def _kill_a_command(self, *words: str) -> None:
+        command = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "proxy", words[0], "--config", str(self._store.parent / f"{self._store.name}.toml"),
+            *words[1:], stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+            env={**os.environ, "ENTREPOT_STORE_PATH": str(self._store)},
+        )  # fmt: skip
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(command.wait(), LEAST + self._chance.random())  # most of it is Python's own start
+        if command.returncode is None:
+            command.kill()
+        await command.wait()
+
+
 @pytest.mark.timeout(30 + KILLS * SECONDS)
+@pytest.mark.parametrize("shard", range(SHARDS))
 async def test_whatever_is_published_is_right_after_every_kill_and_pulls_go_on(
-    upstream: FakeRegistry, store: Path
+    upstream: FakeRegistry, store: Path, record_property: Callable[[str, object], None], shard: int
 ) -> None:
-    seed = int(os.environ.get("ENTREPOT_SEED", time.time_ns() % 10**6))
+    seed = int(os.environ.get("ENTREPOT_SEED", time.time_ns() % 10**6)) + shard
     chance = random.Random(seed)  # noqa: S311
     load = Load(upstream, chance)
     upstream.on("GET").drip(bytes_per_step=50_000, every=0.005)  # so that a kill finds fills half done
-    published = 0
-    for _ in range(KILLS):
-        async with serving(toml(upstream.url, store='max_size = "8 MB"'), store) as proxy:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(PULLERS):
-                    group.create_task(load.client(proxy))
-                before = load.complete
-                await until(lambda before=before: load.complete > before, "pulls go on")  # type: ignore[misc]
-                await asyncio.sleep(chance.random() * LONGEST)
-                proxy.process.send_signal(signal.SIGKILL)
-            await proxy.process.wait()
+    rounds, published = Rounds(upstream, store, load, chance), 0
+    for number in range(KILLS // SHARDS):
+        await {3: rounds.one_of_two, 6: rounds.a_command}.get(number % 10, rounds.one)()
         published = max(published, await asyncio.to_thread(audit, store))
     assert published
     assert load.cut
-    async with serving(toml(upstream.url, store='max_size = "8 MB"'), store) as proxy:
+    async with rounds.serving() as proxy:
         for left in os.listdir(store / "spool"):  # each download that was broken off is good to be resumed
             digest = left.replace("-", ":")
             answer = await proxy.get(f"/v2/{REPO}/blobs/{digest}")
@@ -100,4 +171,8 @@ async def test_whatever_is_published_is_right_after_every_kill_and_pulls_go_on(
     assert os.listdir(store / "spool") == []
     await asyncio.to_thread(audit, store)
     resumed = sum(request.header("Range") is not None for request in upstream.requests)
-    print(f"ENTREPOT_SEED={seed}: {KILLS} kills, {load.complete} pulls, {load.cut} cut short, {resumed} resumed")  # noqa: T201
+    record_property(
+        "kills",
+        f"ENTREPOT_SEED={seed}: {KILLS // SHARDS} rounds, {load.complete} pulls, {load.cut} cut short, "
+        f"{resumed} resumed",
+    )

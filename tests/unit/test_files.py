@@ -588,3 +588,22 @@ async def test_a_short_read_is_not_taken_for_the_end_of_the_file(tree: Tree, fau
     faulty.fail(Point("pread", 1, SHORT))
     assert await handle.read(0, 100) == b"body"
     await closed(handle)
+
+
+async def test_a_directory_that_others_put_where_ours_is_missing_is_not_used(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    os.mkdir(root)
+    os.chmod(root, 0o1777)  # noqa: S103
+    tree = await hop(open_tree, root)
+    try:
+        await tree.write("changes", b"before")
+        os.rmdir(root / "tmp")
+        os.mkdir(root / "tmp")
+        os.chmod(root / "tmp", 0o777)  # noqa: S103
+        with pytest.raises(NotADirectoryError):
+            await tree.write("changes", b"after")
+        os.rmdir(root / "tmp")
+        await tree.write("changes", b"after")
+        assert await tree.read("changes", 10) == b"after"
+    finally:
+        tree.close()
