@@ -9,7 +9,7 @@ from rich.console import Console
 
 from proxy import __version__, check, demo, trial
 from proxy.app import Signals, bind, serve
-from proxy.commands import bundles, images, tags, warm
+from proxy.commands import bundles, images, record, tags, warm
 from proxy.commands.loading import EXIT_CONFIG, config_option, guarded, load
 from proxy.config import Config
 from proxy.supervisor import Supervisor, watch_parent
@@ -98,7 +98,7 @@ async def _serve(settings: Config, path: Path | None, worker_socket: int | None)
     await Supervisor(settings, log, sock, command).run(admin, signals)
 
 
-for command in (*images.COMMANDS, *tags.COMMANDS, *warm.COMMANDS, *bundles.COMMANDS):
+for command in (*images.COMMANDS, *tags.COMMANDS, *warm.COMMANDS, *bundles.COMMANDS, *record.COMMANDS):
     main.add_command(command)
 
 if __name__ == "__main__":

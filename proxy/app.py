@@ -16,7 +16,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from cachetools import LRUCache
 from prometheus_client import CollectorRegistry
 
-from proxy import files, pins, trust
+from proxy import files, pins, recording, trust
 from proxy.admin import Admin
 from proxy.blobs import Blobs
 from proxy.certificates import Certificate
@@ -32,6 +32,7 @@ from proxy.manifests import Manifests
 from proxy.parts import Memory
 from proxy.permissions import Permissions, Sizes
 from proxy.prefetch import Prefetch
+from proxy.recorder import Recorder
 from proxy.rounds import Round, Stock
 from proxy.stores.base import LimitStore, RepositoryStore
 from proxy.stores.disk import DiskBlobs, DiskRepositories, open_tree, spool_key
@@ -64,6 +65,7 @@ class App:
     desk: Desk
     housekeeping: Housekeeping
     jobs: Jobs
+    recorder: Recorder
 
 
 @contextlib.asynccontextmanager
@@ -111,6 +113,7 @@ async def build(config: Config, log: Logger, metrics: Metrics) -> AsyncIterator[
             metrics=metrics,
             log=log,
             client_stall_timeout=config.server.client_stall_timeout,
+            recorder=(recorder := Recorder(tree, log)),
         )
         housekeeping = Housekeeping(
             tree=tree, store=store, repositories=repositories, space=space, manifests=manifests,
@@ -119,14 +122,20 @@ async def build(config: Config, log: Logger, metrics: Metrics) -> AsyncIterator[
         jobs = Jobs(
             tree,
             [
-                Job("sweep", SWEEP, lambda: files.hop(sweep, tree)),
+                Job("sweep", SWEEP, lambda: files.hop(_sweep, tree)),
                 *_rounds(config, Stock(manifests, blobs, repositories), metrics, log),
             ],
             log,
         )
         yield App(
-            handlers, manifests, blobs, repositories, means, metrics, limits, Desk(config, tree), housekeeping, jobs
+            handlers, manifests, blobs, repositories, means, metrics, limits, Desk(config, tree), housekeeping, jobs,
+            recorder,
         )  # fmt: skip
+
+
+def _sweep(tree: files.Tree) -> None:
+    sweep(tree)
+    recording.sweep(tree)
 
 
 def _rounds(config: Config, stock: Stock, metrics: Metrics, log: Logger) -> Iterator[Job]:
@@ -228,7 +237,7 @@ async def serve(
             await stack.enter_async_context(listening(Admin(config.admin, registry, app.limits, app.desk), admin))
         context = None if certificate is None else certificate.context
         listener = await stack.enter_async_context(listening(app.handlers, sock, context))
-        for work in (app.housekeeping.run(certificate), app.jobs.run()):
+        for work in (app.housekeeping.run(certificate), app.jobs.run(), app.recorder.run()):
             stack.callback(asyncio.create_task(work).cancel)
         _announce(config, log, sock, admin)
         app.handlers.is_ready = True

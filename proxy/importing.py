@@ -116,7 +116,7 @@ class Importing:
             raise ImportFailed(f"it is called by another digest than its own, {top.digest}")
         self._looks = 0
         found = await self._gathered(top, None if entry.parts is None else frozenset(entry.parts), MOST_NESTED)
-        if found.missing:
+        if found.missing and not (entry.is_partial and top.digest in found.manifests):
             raise ImportFailed(self._lacking(found.missing))
         for digest, size in found.blobs.items():
             await self._repositories.put_link(repository, digest, Link(size))
@@ -167,7 +167,7 @@ class Importing:
             inner = await self._gathered(named, parts, depth - 1)
             if not inner.missing or parts is not None or named.digest in self._taken:
                 found.add(inner)
-        if not found.manifests and not found.missing:
+        if parts is None and not found.manifests:
             raise ImportFailed("none of its platforms is in the bundle")
 
     async def _look(self, one: Descriptor, found: _Found) -> None:

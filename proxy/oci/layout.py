@@ -23,16 +23,21 @@ REF_NAME = "org.opencontainers.image.ref.name"
 PARTS = (
     "io.entrepot.parts"  # of an index: the digests of the manifests that the bundle's maker took, with spaces between
 )
+PARTIAL = "io.entrepot.partial"  # of an image of which not all is meant to be there: "true"
 SINCE = "io.entrepot.since"  # of the whole: the bundles whose blobs were left out
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An image of a bundle. `parts`: the manifests of an index that belong to it here; None if nobody says."""
+    """An image of a bundle. `parts`: the manifests of an index that belong to it here; None if nobody says.
+
+    `is_partial`: only some of its blobs are meant to be there, as somebody recorded them.
+    """
 
     name: str | None
     top: Descriptor
     parts: Sequence[Digest] | None = None
+    is_partial: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +83,8 @@ def _descriptor(entry: Entry) -> dict[str, Any]:
     annotations = {} if entry.name is None else {FULL_NAME: entry.name, REF_NAME: entry.name}
     if entry.parts is not None:
         annotations[PARTS] = " ".join(map(str, entry.parts))
+    if entry.is_partial:
+        annotations[PARTIAL] = "true"
     return {
         "mediaType": entry.top.media_type,
         "digest": str(entry.top.digest),
@@ -99,7 +106,7 @@ def parse_index(body: bytes) -> Layout:
             raise ManifestInvalid("it names an image by no digest and size")
         said = _annotations(listed)
         parts = None if PARTS not in said else [_digest(text) for text in said[PARTS].split()]
-        entries.append(Entry(_full_name(said), descriptor, parts))
+        entries.append(Entry(_full_name(said), descriptor, parts, said.get(PARTIAL) == "true"))
     return Layout(entries, _annotations(document).get(SINCE))
 
 

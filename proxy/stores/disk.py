@@ -9,6 +9,7 @@ spool/<algorithm>-<hex>, spool/taken-<random> blobs on their way in, from upstre
 limits/<registry>/<hex>                       what an upstream allows an account, and until when it is not to be asked
 changes                                       another content each time that an operator changes something
 jobs/<name>                                   when some work was last done, locked by the process that is at it
+recordings/                                   what clients ask for, while somebody records (proxy/recorder.py)
 tmp/, ledger/                                 small files on their way in; how much space is taken
 """
 
@@ -29,7 +30,7 @@ from proxy.oci.history import END, Move
 from proxy.oci.reference import Repository, Tag
 from proxy.stores.base import Link, Pin, TagRecord
 
-DIRECTORIES = ("blobs", "repositories", "pins", "spool", "tmp", "ledger", "limits", "jobs")
+DIRECTORIES = ("blobs", "repositories", "pins", "spool", "tmp", "ledger", "limits", "jobs", "recordings")
 CHANGES = "changes"  # the file that says, by being another, that an operator has changed what workers remember
 CHANGES_LIMIT = 64  # bytes
 RECORD_LIMIT = 4096  # bytes of a link's or a tag's file
