@@ -103,9 +103,10 @@ class Exporting:
         needed = {one.digest: one.size for part in leaves for one in part.descriptors if not one.is_elsewhere}
         blobs = {digest: size for digest, size in needed.items() if digest in parts.blobs}
         is_partial = len(blobs) < len(needed) or not leaves
+        meant = sorted(blobs, key=str) if is_partial else None
         blobs |= {part.digest: len(part.body) for part in (top, *inner)}
         digests = [part.digest for part in inner] if is_index else None
-        entry = Entry(name, Descriptor(top.media_type, top.digest, len(top.body)), digests, is_partial)
+        entry = Entry(name, Descriptor(top.media_type, top.digest, len(top.body)), digests, meant)
         loadable = None if is_partial else next(filter(None, map(layout.loadable, leaves)), None)
         return Exported(entry, loadable, blobs)
 

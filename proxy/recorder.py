@@ -44,14 +44,7 @@ class Recorder:
         self._own = secrets.token_hex(8)
         self._sessions: dict[str, _Session] = {}
 
-    def note(
-        self,
-        client: str | None,
-        part: Part,
-        repository: Repository,
-        asked: Reference,
-        got: Digest,
-    ) -> None:
+    def note(self, client: str | None, part: Part, repository: Repository, asked: Reference, got: Digest) -> None:
         """A client was given that."""
         tag = asked if isinstance(asked, Tag) else "-"
         line = f"{part} {repository} {tag} {got}"
@@ -65,17 +58,20 @@ class Recorder:
             session.batch.append(FULL if is_full else line)
 
     async def run(self) -> None:
-        """Heed recordings until cancelled."""
-        with contextlib.ExitStack() as stack:
-            await hop(stack.enter_context, self._tree.locked(f"recordings/{WORKER}{self._own}"))
-            while True:
-                try:
-                    await self._look()
-                except OSError as error:
-                    self._log.error("not recorded; it is tried again", reason=error.strerror)
-                except Exception:
-                    self._log.exception("not recorded; it is tried again")
-                await asyncio.sleep(LOOK)
+        """Heed recordings until cancelled; what fails is logged, and tried again."""
+        key = f"recordings/{WORKER}{self._own}"
+        while True:
+            try:
+                with contextlib.ExitStack() as stack:
+                    await hop(stack.enter_context, self._tree.locked(key))
+                    while await hop(self._tree.size, key) is not None:  # else it was swept before it was locked
+                        await self._look()
+                        await asyncio.sleep(LOOK)
+            except OSError as error:
+                self._log.error("not recorded; it is tried again", reason=error.strerror)
+            except Exception:
+                self._log.exception("not recorded; it is tried again")
+            await asyncio.sleep(LOOK)
 
     async def _look(self) -> None:
         live = await hop(self._live)
@@ -88,9 +84,12 @@ class Recorder:
                 self.is_on = bool(self._sessions)
                 session.batch.append(END)
             batch, session.batch = session.batch, []
-            await self._tree.append(
-                f"recordings/{name}{BY}{self._own}", "".join(f"{line}\n" for line in batch).encode()
-            )
+            body = "".join(f"{line}\n" for line in batch).encode()
+            try:
+                await self._tree.append(f"recordings/{name}{BY}{self._own}", body)
+            except OSError:
+                session.batch[:0] = batch
+                raise
 
     def _live(self) -> Mapping[str, frozenset[str]]:
         """The recordings that go on, and whom they are of."""
@@ -101,6 +100,6 @@ class Recorder:
             is_over = f"recordings/{name}{OVER}" in keys
             if key.endswith(LOCK) and not is_over and not self._tree.is_free(key):
                 body = self._tree.read_now(f"recordings/{name}{CLIENTS}", CLIENTS_LIMIT)
-                if body is not None:  # not yet written
+                if body is not None:  # else it is about to be written
                     found[name] = frozenset(json.loads(body))
         return found

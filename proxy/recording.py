@@ -40,7 +40,10 @@ class Recording:
         """In the block every process of the server records, until result() is asked. Raises NotRecorded, OSError."""
         await hop(sweep, self._tree)
         with contextlib.ExitStack() as stack:
-            await hop(stack.enter_context, self._tree.locked(f"recordings/{self._name}{LOCK}"))
+            lock = f"recordings/{self._name}{LOCK}"
+            await hop(stack.enter_context, self._tree.locked(lock))
+            if await hop(self._tree.size, lock) is None:
+                raise NotRecorded("another recording began or ended at this very moment: try again")
             await self._tree.write(f"recordings/{self._name}{CLIENTS}", json.dumps(list(self._clients)).encode())
             if not await hop(self._workers):
                 raise NotRecorded("no server is running on this directory")

@@ -122,8 +122,9 @@ async def bring(config: Config, order: Order, results: dict[str, Warmed | str]) 
 
             async def exactly(repository: Repository, parts: Parts) -> None:
                 async with turns:
-                    report = _report(progress, progress.add_task(str(repository), total=None))
-                    results[str(repository)] = await _exactly(app, warming, order, (repository, parts), report)
+                    name = f"{repository}, as recorded"
+                    report = _report(progress, progress.add_task(name, total=None))
+                    results[name] = await _exactly(app, warming, order, (repository, parts), report)
 
             results.update(dict.fromkeys([name for name, *_ in order.wanted.images], ""))  # in the order of their names
             async with asyncio.TaskGroup() as group:

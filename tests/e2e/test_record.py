@@ -70,16 +70,32 @@ async def test_what_is_asked_for_is_listed_exactly_and_comes_exactly(
     second = tmp_path / "second"
     (tmp_path / "second.toml").write_text(toml(upstream.url))
     (said,) = await warmed(second, "-f", str(path))
-    assert (said["image"], said["failures"], said["blobs"]) == (name, [], 2)
+    assert (said["image"], said["failures"], said["blobs"]) == (f"{name}, as recorded", [], 2)
     stored = {
         f"sha256:{entry.name}" for entry in await asyncio.to_thread(lambda: list((second / "blobs").rglob("?" * 64)))
     }
     assert stored == {index, image.digest, *image.blob_digests[:2]}
+
+
+async def test_a_bundle_of_a_recording_has_exactly_that_and_is_imported_for_what_it_is(
+    upstream: FakeRegistry, store: Path, tmp_path: Path
+) -> None:
+    index, (image, _) = index_with(upstream)
+    wanted = ["manifests/v1", f"manifests/{index}", f"manifests/{image.digest}"]
+    wanted += [f"blobs/{digest}" for digest in image.blob_digests[:2]]
+    name, path = f"docker.io/{REPO}", tmp_path / "list.txt"
+    blobs = [f"{name}@{digest} blob" for digest in image.blob_digests[:2]]
+    path.write_text("\n".join([f"{name}:v1@{index} manifest", f"{name}@{image.digest} manifest", *blobs]))
+    (tmp_path / f"{store.name}.toml").write_text(toml(upstream.url))
     bundle = tmp_path / "bundle.tar"
-    await exported(second, "--cached", "-f", str(path), str(bundle))
-    assert blobs_of(bundle) == stored
+    await exported(store, "-f", str(path), str(bundle))
+    assert blobs_of(bundle) == {index, image.digest, *image.blob_digests[:2]}
+    since = tmp_path / "since.tar"
+    await exported(store, "--cached", "--since", str(bundle), "-f", str(path), str(since))
     third = tmp_path / "third"
     (tmp_path / "third.toml").write_text(toml(upstream.url, more="sealed = true"))
+    (one,) = await imported(third, str(since), code=1)
+    assert "import that first" in one["failure"]
     (one,) = await imported(third, str(bundle))
     assert (one["image"], one["failure"], one["digest"]) == (f"{name}:v1", None, index)
     async with running(toml(upstream.url, more="sealed = true"), third) as proxy:

@@ -42,16 +42,20 @@ async def working(one: Recorder):  # type: ignore[no-untyped-def]
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def begun(tree: Tree) -> None:
-    """Wait until there is a process that may record."""
+async def begun(tree: Tree, count: int = 1) -> None:
+    """Wait until there are so many processes that may record."""
+
+    def workers() -> int:
+        return sum("worker-" in entry.key and not tree.is_free(entry.key) for entry in tree.scan("recordings"))
+
     async with asyncio.timeout(10):
-        while not any("worker-" in entry.key for entry in await hop(tree.scan, "recordings")):  # noqa: ASYNC110
+        while await hop(workers) < count:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
 
 async def test_two_processes_and_two_recordings_get_each_what_is_theirs(tree: Tree) -> None:
     async with working(Recorder(tree, quiet())) as one, working(Recorder(tree, quiet())) as two:
-        await begun(tree)
+        await begun(tree, 2)
         everything, some = Recording(tree, []), Recording(tree, ["192.0.2.1"])
         async with everything.going(), some.going():
             assert (one.is_on, two.is_on) == (True, True)
