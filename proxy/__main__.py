@@ -9,7 +9,7 @@ from rich.console import Console
 
 from proxy import __version__, check, demo, trial
 from proxy.app import Signals, bind, serve
-from proxy.commands import bundles, images, lifecycle, scrub, tags, warm
+from proxy.commands import bundles, images, lifecycle, record, scrub, tags, warm
 from proxy.commands.loading import EXIT_CONFIG, config_option, guarded, load
 from proxy.config import Config
 from proxy.supervisor import Supervisor, watch_parent
@@ -99,7 +99,8 @@ async def _serve(settings: Config, path: Path | None, worker_socket: int | None)
 
 
 COMMANDS = (
-    *images.COMMANDS, *tags.COMMANDS, *warm.COMMANDS, *bundles.COMMANDS, *lifecycle.COMMANDS, *scrub.COMMANDS,
+    *images.COMMANDS, *tags.COMMANDS, *warm.COMMANDS, *bundles.COMMANDS, *record.COMMANDS, *lifecycle.COMMANDS,
+    *scrub.COMMANDS,
 )  # fmt: skip
 for command in COMMANDS:
     main.add_command(command)

@@ -16,7 +16,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from cachetools import LRUCache
 from prometheus_client import CollectorRegistry
 
-from proxy import files, lifecycle, pins, trust
+from proxy import files, lifecycle, pins, recording, trust
 from proxy.admin import Admin
 from proxy.blobs import Blobs
 from proxy.certificates import Certificate
@@ -35,6 +35,7 @@ from proxy.manifests import Manifests
 from proxy.parts import Memory
 from proxy.permissions import Permissions, Sizes
 from proxy.prefetch import Prefetch
+from proxy.recorder import Recorder
 from proxy.rounds import Round, Stock
 from proxy.scrubbing import Scrubber
 from proxy.stores.base import LimitStore, RepositoryStore
@@ -70,6 +71,7 @@ class App:
     housekeeping: Housekeeping
     jobs: Jobs
     scrubber: Scrubber
+    recorder: Recorder
 
 
 @contextlib.asynccontextmanager
@@ -115,6 +117,7 @@ async def build(config: Config, log: Logger, metrics: Metrics) -> AsyncIterator[
             metrics=metrics,
             log=log,
             client_stall_timeout=config.server.client_stall_timeout,
+            recorder=(recorder := Recorder(tree, log)),
         )
         housekeeping = Housekeeping(
             tree=tree, store=store, repositories=repositories, space=space, manifests=manifests,
@@ -128,7 +131,7 @@ async def build(config: Config, log: Logger, metrics: Metrics) -> AsyncIterator[
         ]  # fmt: skip
         yield App(
             handlers, manifests, blobs, repositories, means, metrics, limits, Desk(config, tree), housekeeping,
-            Jobs(tree, jobs, log), scrubber,
+            Jobs(tree, jobs, log), scrubber, recorder,
         )  # fmt: skip
 
 
@@ -150,6 +153,11 @@ async def _take_stock(config: Config, tree: files.Tree, space: Space, log: Logge
             "the store takes no writes", path=str(config.store.path), reason=error.strerror,
             meanwhile="what is cached is served, and all else passes through",
         )  # fmt: skip
+
+
+def _sweep(tree: files.Tree) -> None:
+    sweep(tree)
+    recording.sweep(tree)
 
 
 def _rounds(config: Config, stock: Stock, metrics: Metrics, log: Logger) -> Iterator[Job]:
@@ -281,7 +289,7 @@ async def serve(
             await stack.enter_async_context(listening(Admin(config.admin, registry, app.limits, app.desk), admin))
         context = None if certificate is None else certificate.context
         listener = await stack.enter_async_context(listening(app.handlers, sock, context))
-        for work in (app.housekeeping.run(certificate), app.jobs.run()):
+        for work in (app.housekeeping.run(certificate), app.jobs.run(), app.recorder.run()):
             stack.callback(asyncio.create_task(work).cancel)
         _announce(config, log, sock, admin)
         app.handlers.is_ready = True

@@ -18,6 +18,7 @@ from proxy.oci.manifest import INDEXES, Descriptor, Manifest
 from proxy.oci.platform import Platform, is_wanted, of_index
 from proxy.oci.reference import Reference, Repository, Tag
 from proxy.stores import disk
+from proxy.warming import Parts
 
 MOST_NESTED = 2  # indexes within an index
 
@@ -77,6 +78,37 @@ class Exporting:
         parts = found.inner if top.media_type in INDEXES else None
         entry = Entry(name, Descriptor(top.media_type, digest, len(top.body)), parts)
         return Exported(entry, self._loadable(found), {**found.blobs, digest: len(top.body)})
+
+    def exactly(self, repository: Repository, parts: Parts) -> list[Exported]:
+        """What was recorded of a repository, by its tags and the manifests on top. Raises ExportFailed, OSError."""
+        manifests = {digest: self._manifest(repository, digest) for digest in parts.manifests}
+        absent = [digest for digest, one in manifests.items() if one is None]
+        absent += [digest for digest in parts.blobs if self._tree.size(disk.blob_key(digest)) is None]
+        if absent:
+            raise ExportFailed(f"{len(absent)} of what was recorded of it are not cached")
+        known = {digest: one for digest, one in manifests.items() if one is not None}
+        inner = {named.digest for one in known.values() if one.media_type in INDEXES for named in one.descriptors}
+        named = {one.digest for top in known.values() for one in top.descriptors}
+        if stray := [digest for digest in parts.blobs if digest not in named]:
+            raise ExportFailed(f"{stray[0]} was recorded without a manifest that names it")
+        tops: list[tuple[str, Digest]] = [(f"{repository}:{tag}", digest) for tag, digest in parts.tags.items()]
+        below = inner | set(parts.tags.values())
+        tops += [(f"{repository}@{digest}", digest) for digest in known if digest not in below]
+        return [self._recorded(name, known[digest], known, parts) for name, digest in tops]
+
+    def _recorded(self, name: str, top: Manifest, known: Mapping[Digest, Manifest], parts: Parts) -> Exported:
+        is_index = top.media_type in INDEXES
+        inner = [known[one.digest] for one in top.descriptors if is_index and one.digest in known]
+        leaves = inner if is_index else [top]
+        needed = {one.digest: one.size for part in leaves for one in part.descriptors if not one.is_elsewhere}
+        blobs = {digest: size for digest, size in needed.items() if digest in parts.blobs}
+        is_partial = len(blobs) < len(needed) or not leaves
+        meant = sorted(blobs, key=str) if is_partial else None
+        blobs |= {part.digest: len(part.body) for part in (top, *inner)}
+        digests = [part.digest for part in inner] if is_index else None
+        entry = Entry(name, Descriptor(top.media_type, top.digest, len(top.body)), digests, meant)
+        loadable = None if is_partial else next(filter(None, map(layout.loadable, leaves)), None)
+        return Exported(entry, loadable, blobs)
 
     def _gather(
         self, repository: Repository, top: Manifest, platform: Platform | None, found: _Found, depth: int

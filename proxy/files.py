@@ -518,6 +518,17 @@ class Tree:
                     os.unlink(name, dir_fd=source)
                 raise
 
+    async def append(self, key: str, data: bytes) -> None:
+        """Add to the end of a small file of this process's own, which is made if it is not there. Raises OSError."""
+        await hop(self._append, key, data)
+
+    def _append(self, key: str, data: bytes) -> None:
+        fd = self._open(key, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        if fd is None:
+            raise OSError(errno.EEXIST, "it is not a file of ours", key)
+        with open(fd, "wb") as file:
+            file.write(data)
+
     async def touch(self, keys: Iterable[tuple[str, float]]) -> Collection[str]:
         """Set the time of last use (seconds since the epoch) of files. Returns the keys of those that are gone.
 

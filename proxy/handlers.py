@@ -15,6 +15,7 @@ from proxy.oci import endpoint, reference
 from proxy.oci.digest import Digest
 from proxy.oci.endpoint import Endpoint, Kind
 from proxy.oci.errors import OciError, Problem
+from proxy.recorder import Recorder
 from proxy.respond import Broken, Responder
 from proxy.routing import Route, Routes, resolve
 from proxy.telemetry import Logger, Metrics, Outcome
@@ -51,6 +52,7 @@ class Handlers:
         metrics: Metrics,
         log: Logger,
         client_stall_timeout: float,
+        recorder: Recorder,
     ) -> None:
         self._routes = routes
         self._manifests = manifests
@@ -59,6 +61,7 @@ class Handlers:
         self._metrics = metrics
         self._log = log
         self._stall_timeout = client_stall_timeout
+        self._recorder = recorder
         self.is_ready = False
         self.active = 0  # requests that are being answered
         self._quiet = asyncio.Event()
@@ -154,6 +157,8 @@ class Handlers:
         async with asyncio.timeout(ANSWER):
             served = await self._manifests.get(route.repository, wanted, anew=anew, as_of=as_of)
         record.outcome = served.outcome
+        if self._recorder.is_on:
+            self._recorder.note(request.remote, "manifest", route.repository, wanted, served.manifest.digest)
         return await responder.manifest(served)
 
     async def _blob(
@@ -170,6 +175,8 @@ class Handlers:
             blob = await self._blobs.open(route.repository, digest, in_part="Range" in request.headers)
         try:
             record.outcome = blob.outcome
+            if self._recorder.is_on:
+                self._recorder.note(request.remote, "blob", route.repository, digest, digest)
             return await responder.blob(digest, blob)
         finally:
             blob.close()

@@ -116,8 +116,8 @@ class Importing:
             raise ImportFailed(f"it is called by another digest than its own, {top.digest}")
         self._looks = 0
         found = await self._gathered(top, None if entry.parts is None else frozenset(entry.parts), MOST_NESTED)
-        if found.missing:
-            raise ImportFailed(self._lacking(found.missing))
+        if missing := _meant(entry, found.missing):
+            raise ImportFailed(self._lacking(missing))
         for digest, size in found.blobs.items():
             await self._repositories.put_link(repository, digest, Link(size))
             self._blobs.used(digest)
@@ -167,7 +167,7 @@ class Importing:
             inner = await self._gathered(named, parts, depth - 1)
             if not inner.missing or parts is not None or named.digest in self._taken:
                 found.add(inner)
-        if not found.manifests and not found.missing:
+        if parts is None and not found.manifests:
             raise ImportFailed("none of its platforms is in the bundle")
 
     async def _look(self, one: Descriptor, found: _Found) -> None:
@@ -221,6 +221,11 @@ def named(read: Layout, given: Sequence[str]) -> list[tuple[str, Entry]]:
         )
     names = iter(given)
     return [(next(names) if one.name is None else one.name, one) for one in read.entries]
+
+
+def _meant(entry: Entry, missing: Set[Digest]) -> Set[Digest]:
+    """Those that ought to be there: all of an image, unless some of it was recorded only."""
+    return missing if entry.blobs is None else missing & {entry.top.digest, *(entry.parts or ()), *entry.blobs}
 
 
 def _digest(path: str) -> Digest | None:

@@ -3,13 +3,14 @@
 import errno
 import hashlib
 import time
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 from proxy.blobs import Blobs
 from proxy.files import Unusable, reading
 from proxy.manifests import Manifests
 from proxy.oci.errors import OciError
-from proxy.oci.imagelist import names
+from proxy.oci.imagelist import Wish, parse
 from proxy.oci.reference import Reference, Repository
 from proxy.routing import Routes
 from proxy.routing import image as resolve
@@ -17,6 +18,7 @@ from proxy.sections import Warm
 from proxy.stores.base import Pin, RepositoryStore
 from proxy.telemetry import Logger, Metrics
 from proxy.warming import Report, Warmed, Warming, platforms
+from proxy.wishes import put_tags, resolved
 
 LONGEST_LIST = 16 * 1024 * 1024  # bytes of a file of images
 
@@ -51,8 +53,7 @@ class Round:
     async def __call__(self) -> None:
         """Go round once; what could not be had is logged, and tried again in the next round. Raises OSError."""
         began, whole, failed, size = time.monotonic(), 0, 0, 0
-        for name in dict.fromkeys([*self._entry.images, *await self._listed()]):
-            warmed = await self._one(name)
+        async for name, warmed in self._went([*map(Wish, self._entry.images), *await self._listed()]):
             failures = [warmed] if isinstance(warmed, str) else warmed.failures
             for failure in failures:
                 self._log.warning("not warmed", image=name, reason=failure)
@@ -62,14 +63,30 @@ class Round:
         seconds = round(time.monotonic() - began, 1)
         self._log.info("warmed", images=whole, failed=failed, bytes=size, seconds=seconds)
 
-    async def _listed(self) -> list[str]:
+    async def _listed(self) -> list[Wish]:
         if self._entry.file is None:
             return []
         try:
             async with reading(self._entry.file) as stream:
-                return names((await stream.read(LONGEST_LIST)).decode("utf-8", "replace"))
-        except Unusable as error:
-            raise OSError(errno.EIO, f"warm.file: {error}") from None
+                return parse((await stream.read(LONGEST_LIST)).decode("utf-8", "replace"))
+        except (Unusable, ValueError) as error:
+            raise OSError(errno.EINVAL, f"warm.file: {error}") from None
+
+    async def _went(self, wishes: Sequence[Wish]) -> AsyncIterator[tuple[str, Warmed | str]]:
+        for wish in dict.fromkeys(wishes):
+            if wish.part is None:
+                yield wish.name, await self._one(wish.name)
+        try:
+            wanted = resolved(self._routes, [wish for wish in wishes if wish.part is not None])
+        except OciError as error:
+            yield str(self._entry.file), error.message
+            return
+        for repository, parts in wanted.parts.items():
+            for digest in parts.manifests:
+                await self._pin(repository, digest)
+            warmed = await self._warming.exactly(repository, parts, _NOBODY)
+            await put_tags(self._repositories, repository, parts)
+            yield str(repository), warmed
 
     async def _one(self, name: str) -> Warmed | str:
         try:

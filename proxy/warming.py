@@ -13,7 +13,7 @@ from proxy.oci.digest import Digest
 from proxy.oci.errors import OciError, Problem
 from proxy.oci.manifest import INDEXES, Manifest
 from proxy.oci.platform import Platform, is_wanted, of_index
-from proxy.oci.reference import Reference, Repository
+from proxy.oci.reference import Reference, Repository, Tag
 
 AT_ONCE = 4  # blobs; each may take several connections, and clients want some as well
 TRIES = 3
@@ -37,11 +37,20 @@ def platforms(texts: Sequence[str]) -> list[Platform]:
 
 @dataclass(slots=True)
 class Warmed:
-    """What became of an image: its digest, its blobs with their sizes in bytes, and what could not be had of it."""
+    """What became of an image: its digest (none of parts alone), its blobs with their sizes in bytes, its failures."""
 
-    digest: Digest
+    digest: Digest | None
     blobs: dict[Digest, int] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Parts:
+    """Manifests and blobs of a repository that are wanted, and nothing else of it; what its tags are to stand for."""
+
+    tags: dict[Tag, Digest] = field(default_factory=dict)
+    manifests: dict[Digest, None] = field(default_factory=dict)
+    blobs: dict[Digest, None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +80,27 @@ class Warming:
             for descriptor in manifest.descriptors:
                 if not descriptor.is_elsewhere:
                     warmed.blobs.setdefault(descriptor.digest, descriptor.size)
+        await self._bring(repository, warmed, report)
+        return warmed
+
+    async def exactly(self, repository: Repository, parts: Parts, report: Report) -> Warmed:
+        """Bring some manifests and blobs in, and nothing else; a tag that the cache has stays what it is."""
+        warmed, sizes = Warmed(None), dict[Digest, int]()
+        for digest in parts.manifests:
+            try:
+                found = await _patiently(partial(self._manifest, repository, digest))
+                sizes |= {one.digest: one.size for one in found.descriptors}
+            except OciError as error:
+                warmed.failures.append(f"{digest}: {error.message}")
+        warmed.blobs |= {digest: sizes.get(digest, 0) for digest in parts.blobs}
+        await self._bring(repository, warmed, report)
+        return warmed
+
+    async def _bring(self, repository: Repository, warmed: Warmed, report: Report) -> None:
         report.found(sum(warmed.blobs.values()))
         async with asyncio.TaskGroup() as group:
             for digest in warmed.blobs:
                 group.create_task(self._blob(repository, digest, warmed, report))
-        return warmed
 
     async def _manifest(self, repository: Repository, reference: Reference) -> Manifest:
         return (await self._manifests.get(repository, reference)).manifest

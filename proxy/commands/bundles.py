@@ -15,7 +15,7 @@ from proxy import exporting
 from proxy.app import App, build
 from proxy.commands.images import EXIT_NOT_CACHED, json_option
 from proxy.commands.loading import Duration, config_option, guarded, load, refuse
-from proxy.commands.warm import Order, bars, bring, file_option, lines, named, platform_option, wanted
+from proxy.commands.warm import Order, bars, bring, file_option, platform_option, wanted, wishes
 from proxy.config import Config
 from proxy.exporting import Earlier, Exported, ExportFailed, Exporting
 from proxy.files import Tree, hop, reading, replacing
@@ -73,7 +73,7 @@ def export_command(  # noqa: PLR0913, PLR0917  click hands over each option
     unless everything could be had; exit status 1 then.
     """
     config = load(path)
-    shipment = Shipment(Order(named(config, [*images, *lines(file)]), wanted(asked), None), since, bundle)
+    shipment = Shipment(Order(wishes(config, images, file), wanted(asked), None), since, bundle)
     warmed: dict[str, Warmed | str] = {}
     if not cached:
         guarded(lambda: bring(config, shipment.order, warmed))
@@ -99,7 +99,8 @@ def _check(warmed: dict[str, Warmed | str]) -> None:
 
 async def _export(config: Config, shipment: Shipment, warmed: dict[str, Warmed | str], told: dict[str, Any]) -> None:
     with contextlib.closing(await hop(open_tree, config.store.path)) as tree:
-        images = await hop(_gathered, tree, shipment.order, warmed)
+        found = await hop(_gathered, tree, shipment.order, warmed)
+        images = [one for _, one in found]
         earlier = await _earlier(shipment.since)
         blobs = exporting.included(images, earlier)
         told |= {
@@ -111,7 +112,7 @@ async def _export(config: Config, shipment: Shipment, warmed: dict[str, Warmed |
                     "blobs": len(one.blobs),
                     "size": sum(one.blobs.values()),
                 }
-                for (name, *_), one in zip(shipment.order.images, images, strict=True)
+                for name, one in found
             ],
             "blobs": len(blobs),
             "size": sum(blobs.values()),
@@ -123,17 +124,22 @@ async def _export(config: Config, shipment: Shipment, warmed: dict[str, Warmed |
                 await exporting.write(tree, images, earlier, stream, lambda count: progress.advance(task, count))
 
 
-def _gathered(tree: Tree, order: Order, warmed: dict[str, Warmed | str]) -> list[Exported]:
-    exporting, found, failures = Exporting(tree, order.platforms, here()), [], []
-    for name, repository, reference in order.images:
+def _gathered(tree: Tree, order: Order, warmed: dict[str, Warmed | str]) -> list[tuple[str, Exported]]:
+    exporting, found, failures = Exporting(tree, order.platforms, here()), list[tuple[str, Exported]](), []
+    for name, repository, reference in order.wanted.images:
         known = warmed.get(name)
         digest = known.digest if isinstance(known, Warmed) else exporting.meant(repository, reference)
         try:
             if digest is None:
                 raise ExportFailed("nothing of it is cached")  # noqa: TRY301
-            found.append(exporting.image(repository, reference, digest))
+            found.append((name, exporting.image(repository, reference, digest)))
         except ExportFailed as error:
             failures.append(f"{name}: {error}")
+    for repository, parts in order.wanted.parts.items():
+        try:
+            found += [(one.entry.name or "", one) for one in exporting.exactly(repository, parts)]
+        except ExportFailed as error:
+            failures.append(f"{repository}: {error}")
     if failures:
         refuse("\n".join([*failures, "nothing is exported"]), EXIT_NOT_CACHED)
     return found

@@ -19,13 +19,13 @@ from proxy.commands.loading import Duration, config_option, guarded, load, refus
 from proxy.config import Config
 from proxy.inventory import size
 from proxy.oci.errors import OciError
-from proxy.oci.imagelist import names
+from proxy.oci.imagelist import Wish, parse
 from proxy.oci.platform import Platform
 from proxy.oci.reference import Reference, Repository
-from proxy.routing import image as resolve
 from proxy.stores.base import Pin
 from proxy.telemetry import Metrics, quiet
-from proxy.warming import Report, Warmed, Warming, platforms
+from proxy.warming import Parts, Report, Warmed, Warming, platforms
+from proxy.wishes import Wanted, put_tags, resolved
 
 IMAGES_AT_ONCE = 4
 
@@ -41,7 +41,7 @@ platform_option = click.option(
 class Order:
     """What is to be warmed, and for how long it is to stay (seconds; None: as any other)."""
 
-    images: Sequence[tuple[str, Repository, Reference]]
+    wanted: Wanted
     platforms: Sequence[Platform]
     keep: float | None
 
@@ -63,10 +63,10 @@ def warm_command(
     status 1 if something could not be had.
     """
     config = load(path)
-    order = Order(named(config, [*images, *lines(file)]), wanted(asked), keep)
+    order = Order(wishes(config, images, file), wanted(asked), keep)
     results: dict[str, Warmed | str] = {}
     guarded(lambda: bring(config, order, results))
-    told = [_told(name, results[name]) for name, _, _ in order.images]
+    told = [_told(name, one) for name, one in results.items()]
     if as_json:
         click.echo(json.dumps(told, indent=2))
     else:
@@ -77,25 +77,20 @@ def warm_command(
         raise SystemExit(EXIT_NOT_CACHED)
 
 
-def lines(file: Any) -> list[str]:
-    """The images that a file names, if there is one."""
+def wishes(config: Config, images: Sequence[str], file: Any) -> Wanted:
+    """What is named, and what a file lists; ends with a word on what means nothing."""
     try:
-        return [] if file is None else names(file.read())
+        listed = [] if file is None else parse(file.read())
     except UnicodeDecodeError:
         raise click.BadParameter("is no text", param_hint="--file") from None
-
-
-def named(config: Config, images: Sequence[str]) -> list[tuple[str, Repository, Reference]]:
-    """What names mean, each once; ends with a word on one that means nothing."""
-    if not images:
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--file") from None
+    if not images and not listed:
         raise click.UsageError("Name images, or a file of them with -f.")
-    found = []
-    for name in dict.fromkeys(images):
-        try:
-            found.append((name, *resolve(config.routes, name)))
-        except OciError as error:
-            refuse(f"{name}: {error.message}")
-    return found
+    try:
+        return resolved(config.routes, [*map(Wish, images), *listed])
+    except OciError as error:
+        refuse(error.message)
 
 
 def wanted(texts: Sequence[str]) -> list[Platform]:
@@ -125,9 +120,18 @@ async def bring(config: Config, order: Order, results: dict[str, Warmed | str]) 
                     report = _report(progress, progress.add_task(name, total=None))
                     results[name] = await _one(app, warming, order, (repository, reference), report)
 
+            async def exactly(repository: Repository, parts: Parts) -> None:
+                async with turns:
+                    name = f"{repository}, as recorded"
+                    report = _report(progress, progress.add_task(name, total=None))
+                    results[name] = await _exactly(app, warming, order, (repository, parts), report)
+
+            results.update(dict.fromkeys([name for name, *_ in order.wanted.images], ""))  # in the order of their names
             async with asyncio.TaskGroup() as group:
-                for image in order.images:
+                for image in order.wanted.images:
                     group.create_task(one(*image))
+                for parts in order.wanted.parts.items():
+                    group.create_task(exactly(*parts))
 
 
 async def _one(
@@ -143,6 +147,20 @@ async def _one(
         return f"the cache's disk fails ({error.strerror})"
 
 
+async def _exactly(
+    app: App, warming: Warming, order: Order, wanted: tuple[Repository, Parts], report: Report
+) -> Warmed | str:
+    repository, parts = wanted
+    try:
+        for digest in parts.manifests if order.keep is not None else ():
+            await app.repositories.put_pin(repository, digest, Pin(time.time(), time.time() + (order.keep or 0.0)))
+        warmed = await warming.exactly(repository, parts, report)
+        await put_tags(app.repositories, repository, parts)
+    except OSError as error:
+        return f"the cache's disk fails ({error.strerror})"
+    return warmed
+
+
 def _report(progress: Progress, task: TaskID) -> Report:
     return Report(
         found=lambda count: progress.update(task, total=count),
@@ -155,7 +173,7 @@ def _told(name: str, result: Warmed | str) -> dict[str, Any]:
         return {"image": name, "digest": None, "blobs": 0, "size": 0, "failures": [result]}
     return {
         "image": name,
-        "digest": str(result.digest),
+        "digest": None if result.digest is None else str(result.digest),
         "blobs": len(result.blobs),
         "size": sum(result.blobs.values()),
         "failures": result.failures,

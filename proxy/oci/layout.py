@@ -23,16 +23,21 @@ REF_NAME = "org.opencontainers.image.ref.name"
 PARTS = (
     "io.entrepot.parts"  # of an index: the digests of the manifests that the bundle's maker took, with spaces between
 )
+BLOBS = "io.entrepot.blobs"  # of an image that is not meant to be whole: the digests of those that are, spaces between
 SINCE = "io.entrepot.since"  # of the whole: the bundles whose blobs were left out
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An image of a bundle. `parts`: the manifests of an index that belong to it here; None if nobody says."""
+    """An image of a bundle. `parts`: the manifests of an index that belong to it here; None if nobody says.
+
+    `blobs`: those that are meant to be there, where somebody recorded some only; None for all.
+    """
 
     name: str | None
     top: Descriptor
     parts: Sequence[Digest] | None = None
+    blobs: Sequence[Digest] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +81,9 @@ def index(layout: Layout) -> bytes:
 
 def _descriptor(entry: Entry) -> dict[str, Any]:
     annotations = {} if entry.name is None else {FULL_NAME: entry.name, REF_NAME: entry.name}
-    if entry.parts is not None:
-        annotations[PARTS] = " ".join(map(str, entry.parts))
+    for key, digests in ((PARTS, entry.parts), (BLOBS, entry.blobs)):
+        if digests is not None:
+            annotations[key] = " ".join(map(str, digests))
     return {
         "mediaType": entry.top.media_type,
         "digest": str(entry.top.digest),
@@ -98,8 +104,7 @@ def parse_index(body: bytes) -> Layout:
         if descriptor is None:
             raise ManifestInvalid("it names an image by no digest and size")
         said = _annotations(listed)
-        parts = None if PARTS not in said else [_digest(text) for text in said[PARTS].split()]
-        entries.append(Entry(_full_name(said), descriptor, parts))
+        entries.append(Entry(_full_name(said), descriptor, _listed(said, PARTS), _listed(said, BLOBS)))
     return Layout(entries, _annotations(document).get(SINCE))
 
 
@@ -123,6 +128,10 @@ def _digest(text: object) -> Digest:
 def _annotations(value: Mapping[str, Any]) -> Mapping[str, str]:
     said = value.get("annotations")
     return {key: text for key, text in said.items() if isinstance(text, str)} if isinstance(said, dict) else {}
+
+
+def _listed(annotations: Mapping[str, str], key: str) -> list[Digest] | None:
+    return [_digest(text) for text in annotations[key].split()] if key in annotations else None
 
 
 def _full_name(annotations: Mapping[str, str]) -> str | None:

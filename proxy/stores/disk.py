@@ -11,6 +11,7 @@ boot                                          the boot of the machine that last 
 changes                                       another content each time that an operator changes something
 jobs/<name>                                   when some work was last done, locked by the process that is at it
 quarantine/<seconds>-<random>-<name>          what was damaged, or has no place here: never served, dropped in time
+recordings/                                   what clients ask for, while somebody records (proxy/recorder.py)
 tmp/, ledger/                                 small files on their way in; how much space is taken
 """
 
@@ -35,7 +36,9 @@ from proxy.oci.reference import Repository, Tag
 from proxy.stores import quarantine
 from proxy.stores.base import Link, Pin, TagRecord
 
-DIRECTORIES = ("blobs", "repositories", "pins", "spool", "tmp", "ledger", "limits", "jobs", quarantine.DIRECTORY)
+DIRECTORIES = (
+    "blobs", "repositories", "pins", "spool", "tmp", "ledger", "limits", "jobs", quarantine.DIRECTORY, "recordings",
+)  # fmt: skip
 BOOT = "boot"  # the file that says which boot of which machine the downloads in spool/ are from
 BOOT_LIMIT = 64  # bytes
 CHANGES = "changes"  # the file that says, by being another, that an operator has changed what workers remember

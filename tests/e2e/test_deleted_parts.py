@@ -53,7 +53,7 @@ async def is_well(proxy: Proxy, image: Image) -> None:
     assert said <= {"file descriptors are scarce"}  # which no limit was looked up for
     taken = sum(-(-path.stat().st_size // 4096) * 4096 for path in (proxy.store / "blobs").glob("*/*/*"))
     assert int((proxy.store / "ledger" / "stored").read_bytes()) >= taken
-    await asyncio.to_thread(proxy.app.space.look)
+    await asyncio.to_thread(proxy.app.means.space.look)
     assert int((proxy.store / "ledger" / "stored").read_bytes()) == taken
 
 

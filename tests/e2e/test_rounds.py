@@ -82,7 +82,7 @@ async def test_a_file_is_read_in_each_round_and_one_that_is_not_there_is_said(
         await until(lambda: any(line["event"].startswith("job failed") for line in proxy.log))
         (said,) = [line for line in proxy.log if line["event"].startswith("job failed")]
         assert said["reason"] == f"warm.file: {path}: cannot be read (No such file or directory)"
-    path.write_text("app:v1  # the app\nno name\n")
+    path.write_text("app:v1  # the app\nNo-Name\n")
     async with warming(upstream, store, entry(file=f'"{path}"')) as proxy:
         await until(lambda: bool(rounds(proxy)))
         assert (rounds(proxy)[0]["images"], rounds(proxy)[0]["failed"]) == (1, 1)

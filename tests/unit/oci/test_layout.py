@@ -32,7 +32,7 @@ def foreign(**annotations: object) -> bytes:
 
 def test_what_is_written_is_read_again() -> None:
     entries = [
-        Entry("docker.io/library/app:v1", TOP, [ONE, TWO]),
+        Entry("docker.io/library/app:v1", TOP, [ONE, TWO], [TWO]),
         Entry(None, Descriptor(manifest.OCI_MANIFEST, TWO, 9)),
     ]
     for written in (Layout(entries, "old.tar"), Layout(entries), Layout([])):

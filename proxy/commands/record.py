@@ -1,0 +1,78 @@
+"""`entrepot record`: which manifests and blobs a boot or a build asks for."""
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from proxy.commands.loading import config_option, guarded, load, refuse
+from proxy.config import Config
+from proxy.files import hop, replacing
+from proxy.oci import imagelist
+from proxy.oci.ratelimit import as_utc
+from proxy.recording import NotRecorded, Recording
+from proxy.recording import notes as recording_notes
+from proxy.routing import image as resolve
+from proxy.stores.disk import open_tree
+
+
+@click.command("record", context_settings={"ignore_unknown_options": True})
+@config_option
+@click.option("-o", "--output", "output", required=True, type=click.Path(path_type=Path), help="The list to write.")
+@click.option("--client", "clients", multiple=True, metavar="ADDRESS", help="Only what this address asks for.")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[-- COMMAND...]")
+def record_command(path: Path | None, output: Path, clients: tuple[str, ...], command: tuple[str, ...]) -> None:
+    """Write down what clients ask a running server for.
+
+    For as long as COMMAND runs, or until Ctrl-C. The list has each manifest and each blob, and no others: entrepot
+    warm -f and entrepot export -f bring exactly these. Ends as COMMAND does.
+    """
+    config = load(path)
+    codes: list[int] = []
+    try:
+        guarded(lambda: _record(config, output, clients, command, codes))
+    except NotRecorded as error:
+        refuse(error)
+    raise SystemExit(codes[0] if codes else 0)
+
+
+async def _record(
+    config: Config, output: Path, clients: Sequence[str], command: Sequence[str], codes: list[int]
+) -> None:
+    with contextlib.closing(await hop(open_tree, config.store.path)) as tree:
+        recording = Recording(tree, clients)
+        async with recording.going():
+            if not command:
+                click.echo("recording; Ctrl-C ends it", err=True)
+            codes.append(await _run(command))
+            found = await recording.result()
+        notes = await hop(recording_notes, tree, [resolve(config.routes, one.name) for one in found])
+    title = f"recorded until {as_utc(time.time())}{' of ' + ', '.join(clients) if clients else ''}"
+    async with replacing(output) as stream:
+        await stream.write(imagelist.write(title, found, notes))
+    parts = [sum(one.part == part for one in found) for part in ("manifest", "blob")]
+    full = "; there was more than is written down" if recording.is_full else ""
+    click.echo(f"{output}: {parts[0]} manifests, {parts[1]} blobs{full}", err=True)
+
+
+async def _run(command: Sequence[str]) -> int:
+    """Run a command to its end, or wait for Ctrl-C; returns its exit status."""
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopped.set)
+    if not command:
+        await stopped.wait()
+        return 0
+    try:
+        child = await asyncio.create_subprocess_exec(*command)
+    except OSError as error:
+        raise NotRecorded(f"{command[0]}: cannot be run ({error.strerror})") from None
+    return await child.wait()
+
+
+COMMANDS = (record_command,)
