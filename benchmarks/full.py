@@ -19,12 +19,13 @@ from prometheus_client import CollectorRegistry
 from rich.console import Console
 from rich.table import Table
 
-from proxy.app import bind, build, listening
+from proxy.app import build
 from proxy.candidates import IDLE
 from proxy.config import Config
 from proxy.demo import REPOSITORY, Plan, Registry, generate
 from proxy.files import hop
 from proxy.sections import Server, Store, Upstream
+from proxy.serving import bind, listening
 from proxy.telemetry import Metrics, quiet
 from proxy.values import Listen
 

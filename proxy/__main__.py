@@ -8,10 +8,10 @@ import click
 from rich.console import Console
 
 from proxy import __version__, check, demo, trial
-from proxy.app import Signals, bind, serve
 from proxy.commands import bundles, images, lifecycle, record, scrub, tags, warm
 from proxy.commands.loading import EXIT_CONFIG, config_option, guarded, load
 from proxy.config import Config
+from proxy.serving import Signals, bind, serve
 from proxy.supervisor import Supervisor, watch_parent
 from proxy.telemetry import set_up_logging
 

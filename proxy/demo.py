@@ -19,11 +19,12 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from proxy.app import bind, build, listening
+from proxy.app import build
 from proxy.config import Config
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import OCI_MANIFEST
 from proxy.sections import Server, Store, Upstream
+from proxy.serving import bind, listening
 from proxy.telemetry import Metrics, quiet
 from proxy.values import Listen
 

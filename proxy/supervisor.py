@@ -14,10 +14,10 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.multiprocess import mark_process_dead
 
 from proxy.admin import Admin
-from proxy.app import Signals, address, listening, rehearse
 from proxy.config import Config
 from proxy.desk import Desk
 from proxy.files import hop
+from proxy.serving import Signals, address, listening, rehearse
 from proxy.stores.disk import open_tree
 from proxy.stores.limits import DiskLimits
 from proxy.telemetry import Logger

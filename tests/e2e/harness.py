@@ -16,8 +16,9 @@ from typing import Any
 import aiohttp
 from prometheus_client import CollectorRegistry
 
-from proxy.app import App, bind, build, listening
+from proxy.app import App, build
 from proxy.config import Config, load
+from proxy.serving import bind, listening
 from proxy.telemetry import Metrics, make_logger
 from proxy.values import Listen
 

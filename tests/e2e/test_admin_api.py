@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from proxy.__main__ import main
 from proxy.admin import MAX_BODY, Admin
-from proxy.app import bind, listening
+from proxy.serving import bind, listening
 from proxy.values import Listen
 
 from .harness import Proxy, running, toml

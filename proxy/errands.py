@@ -1,0 +1,66 @@
+"""What one process at a time does, once in a while: which jobs there are, by the configuration."""
+
+from collections.abc import Iterator
+
+from proxy import files, lifecycle, recording
+from proxy.config import Config
+from proxy.desk import Answer
+from proxy.expiry import Expiry
+from proxy.forgetting import forget
+from proxy.housekeeping import sweep
+from proxy.jobs import Job
+from proxy.rounds import Round, Stock
+from proxy.scrubbing import Scrubber
+from proxy.stores.disk import DiskRepositories
+from proxy.telemetry import Logger, Metrics
+
+SWEEP = 3600.0  # seconds between looks for files that nobody came back for
+FORGET = 24 * 3600.0  # seconds between looks for records of what is gone
+
+
+class Errands:
+    """Over one store and its configuration."""
+
+    def __init__(
+        self, config: Config, tree: files.Tree, repositories: DiskRepositories, metrics: Metrics, log: Logger
+    ) -> None:
+        self._config = config
+        self._tree = tree
+        self._repositories = repositories
+        self._metrics = metrics
+        self._log = log
+
+    def jobs(self, scrubber: Scrubber, stock: Stock) -> list[Job]:
+        """All of them, each with how often it is done."""
+        return [
+            Job("sweep", SWEEP, lambda: files.hop(self._sweep)),
+            Job("forget", FORGET, lambda: files.hop(forget, self._tree)),
+            *self._scrubs(scrubber),
+            *self._expiries(),
+            *self._rounds(stock),
+        ]
+
+    def _sweep(self) -> None:
+        sweep(self._tree)
+        recording.sweep(self._tree)
+
+    def _scrubs(self, scrubber: Scrubber) -> Iterator[Job]:
+        if self._config.store.scrub_rate:
+            yield Job("scrub", self._config.store.scrub_interval, scrubber.patrol)
+
+    def _expiries(self) -> Iterator[Job]:
+        if self._config.lifecycle:
+            policies = lifecycle.configured(self._config.lifecycle, self._config.upstream)
+            expiry = Expiry(self._config.store.path, policies, self._repositories.record_pulls, self._expired)
+            yield Job(lifecycle.JOB, self._config.store.lifecycle_interval, expiry.run)
+
+    def _expired(self, one: Answer) -> None:
+        self._metrics.expired_images.inc()
+        self._metrics.expired_bytes.inc(one["freed"])
+        keys = ("repository", "tags", "digest", "policy", "rule", "why")
+        self._log.info("expired", **{key: one[key] for key in keys}, bytes=one["freed"])
+
+    def _rounds(self, stock: Stock) -> Iterator[Job]:
+        for entry in self._config.warm:
+            going = Round(entry, self._config.routes, stock, self._metrics, self._log)
+            yield Job(going.name, entry.every, going)
