@@ -84,5 +84,4 @@ def carry_out(tree: Tree, removal: Removal, since: float = math.inf) -> int:
         tree.evict(disk.link_key(repository, digest))
     for name in removal.image.pins if removal.is_whole else ():
         tree.evict(disk.pin_key(repository, name))
-    idle = [digest for digest in removal.blobs if tree.used(disk.blob_key(digest)) <= since]
-    return sum(removal.blobs[digest] for digest in idle if tree.evict(disk.blob_key(digest)))
+    return sum(size for digest, size in removal.blobs.items() if tree.evict(disk.blob_key(digest), since))

@@ -46,7 +46,7 @@ class Report:
 @click.option("--rate", type=Size(), default="0", help="Bytes to read a second, such as 50MB; without it, all it can.")
 @click.option("--no-heal", is_flag=True, help="Fetch nothing again: the next pull of it will.")
 def scrub_command(path: Path | None, as_json: bool, rate: int, no_heal: bool) -> None:
-    """Read all that is stored, now, and see whether it is still right.
+    """Read all that is stored and see whether it is still right.
 
     What is damaged, or does not belong into the cache, is moved into quarantine/ in its directory, where it stays for a
     week; what upstream still has is fetched again. It can be run beside a server, whose own scrub waits meanwhile, and
