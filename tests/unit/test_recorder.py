@@ -83,6 +83,19 @@ async def test_what_is_noted_is_bounded_and_that_is_said(tree: Tree, monkeypatch
         assert recording.is_full
 
 
+async def test_what_is_asked_for_again_and_again_is_noted_once(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder, "MOST", 3)
+    async with working(Recorder(tree, quiet())) as one:
+        await begun(tree)
+        recording = Recording(tree, [])
+        async with recording.going():
+            for _ in range(10):
+                one.note(None, "blob", APP, ONE, ONE)
+            assert len(one._sessions[recording._name].noted) == 1
+            assert len(await recording.result()) == 1
+        assert not recording.is_full
+
+
 async def test_what_a_killed_recorder_left_is_swept_and_nobody_records_for_it(tree: Tree) -> None:
     async with working(Recorder(tree, quiet())) as one:
         await begun(tree)
