@@ -4,6 +4,7 @@ Everything is read from the directory, so that it is the same beside a running s
 and may take seconds where there are many files: it belongs into a thread, or a process of its own.
 """
 
+import errno
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -114,7 +115,7 @@ class Catalog:
         for entry in (*self._tree.scan("repositories"), *self._tree.scan("pins")):
             record = disk.parse_key(entry.key)
             limit = disk.HISTORY_LIMIT if record is not None and record.kind == "history" else disk.RECORD_LIMIT
-            body = None if record is None else self._tree.read_now(entry.key, limit)
+            body = None if record is None else _body(self._tree, entry.key, limit)
             if record is not None and body is not None:
                 _add(found[record.repository], record, body, entry.used)
         return found
@@ -195,7 +196,7 @@ class Catalog:
     def _platform(self, found: Manifest) -> Platform | None:
         """As the config says, which comes first of what a manifest names."""
         first = next((one for one in found.descriptors if one.size <= CONFIG_LIMIT), None)
-        body = None if first is None else self._tree.read_now(disk.blob_key(first.digest), CONFIG_LIMIT)
+        body = None if first is None else _body(self._tree, disk.blob_key(first.digest), CONFIG_LIMIT)
         return None if body is None else of_config(body)
 
     def _manifest(self, digest: Digest, link: Link) -> Manifest | None:
@@ -212,12 +213,22 @@ class Catalog:
 
 def read_manifest(tree: Tree, digest: Digest, media_type: str) -> Manifest | None:
     """A manifest of that media type; None if it is not there, damaged, or none."""
-    body = tree.read_now(disk.blob_key(digest), manifest.MAX_BYTES)
+    body = _body(tree, disk.blob_key(digest), manifest.MAX_BYTES)
     if body is None or Digest.of(body, digest.algorithm) != digest:
         return None
     try:
         return manifest.parse(body, media_type, digest.algorithm)
     except ManifestInvalid:
+        return None
+
+
+def _body(tree: Tree, key: str, limit: int) -> bytes | None:
+    """A small file; None as well where the disk cannot read it: one bad block must not hide all the rest."""
+    try:
+        return tree.read_now(key, limit)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
         return None
 
 

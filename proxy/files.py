@@ -641,14 +641,17 @@ class Tree:
 
     # Housekeeping
 
-    def scan(self, directory: str) -> list[Entry]:
-        """Every regular file below a directory; blocking: call it within one hop."""
-        return list(self.walk(directory))
+    def scan(self, directory: str, *, strict: bool = False) -> list[Entry]:
+        """Every regular file below a directory; blocking: call it within one hop.
 
-    def walk(self, directory: str) -> Iterator[Entry]:
+        What the disk cannot read is passed over; `strict`: raise OSError instead.
+        """
+        return list(self.walk(directory, strict=True) if strict else self.walk(directory))
+
+    def walk(self, directory: str, *, strict: bool = False) -> Iterator[Entry]:
         """As scan(), one after the other, where there may be too many for a list."""
         with contextlib.suppress(FileNotFoundError), self._directory(directory) as fd:
-            yield from _walk(fd, directory)
+            yield from _walk(fd, directory, strict)
 
     def disk(self) -> Disk:
         """The file system that all this is on; blocking, if only for microseconds."""
@@ -779,7 +782,7 @@ class Tree:
             return False
 
 
-def _walk(fd: int, prefix: str) -> Iterator[Entry]:
+def _walk(fd: int, prefix: str, strict: bool) -> Iterator[Entry]:
     """Every regular file below an open directory.
 
     What went away, or cannot be read, is passed over; what cannot be opened just now would be taken for empty.
@@ -788,20 +791,22 @@ def _walk(fd: int, prefix: str) -> Iterator[Entry]:
         for entry in found:
             try:
                 if entry.is_dir(follow_symlinks=False):
-                    yield from _walk_into(fd, entry.name, f"{prefix}/{entry.name}")
+                    yield from _walk_into(fd, entry.name, f"{prefix}/{entry.name}", strict)
                     continue
                 status = entry.stat(follow_symlinks=False)
             except OSError as error:
+                if strict and not isinstance(error, FileNotFoundError):
+                    raise
                 _raise_if_exhausted(error)
                 continue
             if stat.S_ISREG(status.st_mode):
                 yield Entry(f"{prefix}/{entry.name}", status.st_size, status.st_mtime)
 
 
-def _walk_into(fd: int, name: str, prefix: str) -> Iterator[Entry]:
+def _walk_into(fd: int, name: str, prefix: str, strict: bool) -> Iterator[Entry]:
     inner = os.open(name, _DIRECTORY, dir_fd=fd)
     try:
-        yield from _walk(inner, prefix)
+        yield from _walk(inner, prefix, strict)
     finally:
         _close(inner)
 

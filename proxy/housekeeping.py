@@ -78,7 +78,7 @@ class Housekeeping:
             await step()
         except OSError as error:
             if self._troubles.get(name) != error.errno:
-                self._log.warning("housekeeping failed; it is tried again", step=name, reason=error.strerror)
+                self._log.warning("housekeeping failed; it is tried again", step=name, reason=str(error))
             self._troubles[name] = error.errno
         except Exception:
             self._log.exception("housekeeping failed; it is tried again", step=name)

@@ -12,6 +12,7 @@ from cachetools import LRUCache, TTLCache
 
 from proxy.eviction import NoSpace, Reservation, Space
 from proxy.files import Handle
+from proxy.later import Later
 from proxy.oci import history, manifest
 from proxy.oci.digest import Digest
 from proxy.oci.errors import OciError, Problem
@@ -81,8 +82,9 @@ class Manifests:
         self._postponed: LRUCache[tuple[Repository, Tag], tuple[float, OciError]] = LRUCache(NEGATIVES)
         self._flights: SingleFlight[tuple[Repository, Reference], Served] = SingleFlight()
         self._pulled: set[tuple[Repository, Digest]] = set()  # since the last note_uses()
-        self._unstored: set[tuple[Repository, Digest]] = set()  # the disk would not take these manifests ...
-        self._unrecorded: set[tuple[Repository, Tag]] = set()  # ... nor what these tags stand for
+        # What the disk would not take: manifests, and what tags stand for.
+        self._unstored: Later[tuple[Repository, Digest]] = Later(NEGATIVES)
+        self._unrecorded: Later[tuple[Repository, Tag]] = Later(NEGATIVES)
 
     async def aclose(self) -> None:
         """Give up what is in flight."""
@@ -405,19 +407,20 @@ class Manifests:
 
     async def store_again(self) -> None:
         """Put on the disk what it would not take before: only this process's memory has it. Raises OSError."""
-        while self._unrecorded:
-            repository, tag = named = next(iter(self._unrecorded))
-            record = self._tags.get(named)
-            if record is not None:
-                await self._record(repository, tag, record)
-            self._unrecorded.discard(named)
-        while self._unstored:
-            image = next(iter(self._unstored))
+
+        async def record(named: tuple[Repository, Tag]) -> None:
+            known = self._tags.get(named)
+            if known is not None:
+                await self._record(*named, known)
+
+        async def store(image: tuple[Repository, Digest]) -> None:
             found = self._memory.get(image)
             if found is not None:
                 with contextlib.suppress(NoSpace):
                     await self._store(image[0], found)
-            self._unstored.discard(image)
+
+        await self._unrecorded.again(record)
+        await self._unstored.again(store)
 
     def _remember(self, repository: Repository, found: Manifest) -> Manifest:
         """Keep a manifest in memory, and the sizes it promises of what it names: upstream will be held to them."""

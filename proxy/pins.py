@@ -19,7 +19,7 @@ DEEPEST = 4  # indexes within indexes
 def kept(tree: Tree) -> frozenset[str]:
     """The keys of all blobs that a pin holds now. Raises OSError."""
     now, found = time.time(), set[str]()
-    for entry in tree.scan("pins"):
+    for entry in tree.scan("pins", strict=True):  # what cannot be read may be a pin: better drop nothing
         record, pin = disk.parse_key(entry.key), disk.read_pin(tree, entry.key)
         if record is None or pin is None or not pin.holds(now):
             continue

@@ -29,6 +29,7 @@ from typing import Any, Literal, TypeGuard
 from cachetools import LRUCache
 
 from proxy.files import Handle, Tree, hop
+from proxy.later import Later
 from proxy.oci.digest import Digest
 from proxy.oci.errors import OciError
 from proxy.oci.history import END, Move
@@ -114,7 +115,7 @@ class DiskRepositories:
         self._tree = tree
         self._links: LRUCache[tuple[Repository, Digest], Link] = LRUCache(LINKS_IN_MEMORY)
         self._pulls: LRUCache[tuple[Repository, Digest], float] = LRUCache(USES_IN_MEMORY)
-        self._unwritten: set[tuple[Repository, Digest]] = set()  # of the links in memory: the disk would not take them
+        self._unwritten: Later[tuple[Repository, Digest]] = Later(LINKS_IN_MEMORY)  # that the disk would not take
 
     async def link(self, repository: Repository, digest: Digest) -> Link | None:
         known = self._links.get((repository, digest))
@@ -144,12 +145,14 @@ class DiskRepositories:
 
     async def write_again(self) -> None:
         """Write the links that the disk would not take before. Raises OSError."""
-        while self._unwritten:
-            repository, digest = image = next(iter(self._unwritten))
+
+        async def write(image: tuple[Repository, Digest]) -> None:
             link = self._links.get(image)
             if link is not None:
-                await self.put_link(repository, digest, link)
-            self._unwritten.discard(image)
+                self._unwritten.add(image)
+                await self.put_link(*image, link)
+
+        await self._unwritten.again(write)
 
     async def tag(self, repository: Repository, tag: Tag) -> TagRecord | None:
         record = await self._read(tag_key(repository, tag))
@@ -181,7 +184,8 @@ class DiskRepositories:
         self._pulls.clear()
         if pulls:
             # Memory knows the link; the next process will not, unless it is written again.
-            self._unwritten.update(images[key] for key in await self._tree.touch(pulls))
+            for key in await self._tree.touch(pulls):
+                self._unwritten.add(images[key])
 
     async def put_pin(self, repository: Repository, name: Tag | Digest, pin: Pin) -> None:
         """Keep a tag's image, or a manifest, from going."""

@@ -16,7 +16,7 @@ from .upstream import FakeRegistry, Image, digest_of
 REPO = "library/app"
 DATA = bytes(range(256)) * 1200  # 300 KiB
 SEED = int(os.environ.get("ENTREPOT_SEED", time.time_ns() % 10**6))
-ROUNDS = 25
+ROUNDS = 12
 DIRECTORIES = ("blobs", "repositories", "pins", "spool", "tmp", "ledger", "limits", "jobs")
 PARTS = [*DIRECTORIES, "ledger/stored", "ledger/*", "repositories/*/*/*/_links", "repositories/*/*/*/_tags", "blobs/*"]
 PARTS += ["changes", "boot", "jobs/*", "blobs/*/*", "repositories/*/*"]

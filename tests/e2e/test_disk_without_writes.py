@@ -1,5 +1,6 @@
 """A disk that takes no writes: the cache starts on it, serves what is there, passes on the rest, and caches later."""
 
+import asyncio
 import errno
 import os
 from pathlib import Path
@@ -102,3 +103,29 @@ async def test_one_bad_inode_keeps_no_others_from_being_counted_or_dropped(
         assert await pull(proxy, digests[3]) == "fill"
         monkeypatch.undo()
         assert digests[3] in proxy.blobs()
+
+
+async def test_one_bad_record_hides_no_other_image_and_a_bad_pin_lets_nothing_go(
+    upstream: FakeRegistry, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = upstream.add_image(REPO, "v1", [DATA]), upstream.add_image(REPO, "v2", [DATA[1:]])
+    async with running(toml(upstream.url, store='max_size = "700 KB"'), store) as proxy:
+        for tag, image in (("v1", first), ("v2", second)):
+            await proxy.get(f"/v2/{REPO}/manifests/{tag}")
+            await pull(proxy, image.layer_digests[0])
+        await asyncio.to_thread(proxy.app.desk.pin, [f"{REPO}:v1"], None)
+        real = os.open
+
+        def failing(path: str, flags: int, *args: int, dir_fd: int | None = None) -> int:
+            if path == "v1":
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return real(path, flags, *args, dir_fd=dir_fd)
+
+        monkeypatch.setattr(os, "open", failing)
+        listed = await asyncio.to_thread(proxy.app.desk.images, [])
+        assert [image["digest"] for image in listed if image["tags"]] == [second.digest]
+        assert await pull(proxy, upstream.add_blob(REPO, DATA[2:])) == "direct"
+        monkeypatch.undo()
+        assert await pull(proxy, first.layer_digests[0]) == "hit"
+        assert await pull(proxy, upstream.add_blob(REPO, DATA[2:])) == "fill"
+        assert first.layer_digests[0] in proxy.blobs()

@@ -529,12 +529,11 @@ async def keep_house(tree: Tree) -> None:
 async def test_whichever_call_goes_wrong_no_descriptor_is_lost_and_nothing_is_read_that_was_not_written(
     tree: Tree, monkeypatch: pytest.MonkeyPatch, work: Callable[[Tree], Awaitable[None]]
 ) -> None:
-    disk = FaultyDisk(monkeypatch)
+    disk, before = FaultyDisk(monkeypatch), await descriptors()
     disk.fail(None)
     await work(tree)
     found = points(disk.made)
     disk.heal()
-    before = await descriptors()
     for point in found:
         for left in (TARGET, KEY):
             await tree.remove(left)
@@ -542,7 +541,7 @@ async def test_whichever_call_goes_wrong_no_descriptor_is_lost_and_nothing_is_re
         with contextlib.suppress(OSError):
             await work(tree)
         disk.heal()
-        for _ in range(100):
+        for _ in range(10_000):  # handles are closed in a thread
             if await descriptors() == before:
                 break
         assert await descriptors() == before, point
