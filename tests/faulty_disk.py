@@ -208,7 +208,7 @@ class _Raw(io.FileIO):
 
 def _is_ours() -> bool:
     """Whether it is proxy.files that calls, itself or through the standard library."""
-    return any(frame.f_code.co_filename.endswith("/proxy/files.py") for frame in _callers(sys._getframe(2)))
+    return any("/proxy/files/" in frame.f_code.co_filename for frame in _callers(sys._getframe(2)))
 
 
 def _callers(frame: FrameType | None) -> Iterator[FrameType]:

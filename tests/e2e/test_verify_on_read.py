@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from proxy import files, vouching
-from proxy.files import Handle
+from proxy import vouching
+from proxy.files import Handle, calls
 from proxy.oci.digest import Hasher
 
 from .harness import Proxy, running, toml, until
@@ -116,13 +116,13 @@ async def test_a_file_is_read_through_once_for_any_number_of_parts(
 ) -> None:
     target = await stored(upstream, proxy)
     pieces: list[int] = []
-    read = files._read_hashed
+    read = calls._read_hashed
 
     def counted(fd: int, offset: int, count: int, hasher: Hasher) -> bytes:
         pieces.append(offset)
         return read(fd, offset, count, hasher)
 
-    monkeypatch.setattr(files, "_read_hashed", counted)
+    monkeypatch.setattr(calls, "_read_hashed", counted)
     for got in await asyncio.gather(*(proxy.get(target, PART) for _ in range(8))):
         assert got.body == DATA[1000:2000]
     await proxy.app.housekeeping._round(None)  # its use is written down, which changes the file's times

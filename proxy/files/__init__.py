@@ -1,0 +1,59 @@
+"""The only place with blocking file calls; each public coroutine is one hop to a thread.
+
+Everything of the store happens below one root directory, reached component by component from its descriptor with
+O_NOFOLLOW: no link in the tree is ever followed, whoever put it there. What a path names is used only if it is a
+regular file of ours. `rooted` is that way down, `spools` the files that grow, `tree` all the rest; `calls` are the
+calls on what is open, `outside` is for files that an operator names, `machine` for what the machine says of itself.
+"""
+
+from proxy.files.calls import (
+    PIECE,
+    Handle,
+    append,
+    hash_piece,
+    hop,
+    is_damage,
+    is_exhausted,
+    is_number,
+    read_hashed,
+    read_number,
+    rehash,
+    write_number,
+)
+from proxy.files.machine import boot, count_descriptors, identity, raise_descriptor_limit, stamp, unhurried
+from proxy.files.outside import Stream, Unusable, reading, replacing
+from proxy.files.rooted import UnsafeDirectory, check_root, is_ours
+from proxy.files.spools import SpoolState
+from proxy.files.tree import Disk, Entry, Tree
+
+__all__ = [
+    "PIECE",
+    "Disk",
+    "Entry",
+    "Handle",
+    "SpoolState",
+    "Stream",
+    "Tree",
+    "UnsafeDirectory",
+    "Unusable",
+    "append",
+    "boot",
+    "check_root",
+    "count_descriptors",
+    "hash_piece",
+    "hop",
+    "identity",
+    "is_damage",
+    "is_exhausted",
+    "is_number",
+    "is_ours",
+    "raise_descriptor_limit",
+    "read_hashed",
+    "read_number",
+    "reading",
+    "rehash",
+    "replacing",
+    "stamp",
+    "unhurried",
+    "write_number",
+]

@@ -1,0 +1,213 @@
+"""Blocking calls on open files, one hop to a thread each, and what their errors mean."""
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from typing import ParamSpec, TypeVar
+
+from proxy.oci.digest import Hasher
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+PIECE = 1024 * 1024  # bytes hashed or copied at a time off the loop
+COMMITTED = 0o400  # the mode of a file that is verified, on disk, and never written again
+GROWING = 0o600
+_DIGITS = 20  # of a number in a file: always as many, so that a shorter one leaves nothing of a longer one
+
+
+async def hop(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run one blocking call in a thread.
+
+    Who is cancelled meanwhile waits for it all the same: a thread cannot be stopped, and what it works on must not be
+    closed, unlocked or handed on under it.
+    """
+    work = asyncio.get_running_loop().run_in_executor(None, lambda: call(*args, **kwargs))
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await asyncio.wait({work})
+        raise
+
+
+class Handle:
+    """An open file: its descriptor, its size when opened (bytes). Closing it twice is harmless."""
+
+    __slots__ = ("_fd", "size")
+
+    def __init__(self, fd: int, size: int) -> None:
+        self._fd = fd
+        self.size = size
+
+    @property
+    def fd(self) -> int:
+        """The descriptor; raises ValueError after close."""
+        if self._fd < 0:
+            raise ValueError("the file is closed")
+        return self._fd
+
+    def duplicate(self) -> "Handle":
+        """Another handle of the same open file, with a life of its own."""
+        return Handle(os.dup(self.fd), self.size)
+
+    async def read(self, offset: int, count: int) -> bytes:
+        """Up to `count` bytes at `offset`; fewer only at the end of the file."""
+        return await hop(read_fully, self.fd, count, offset)
+
+    def close(self) -> None:
+        """Close without waiting: the last close of an unlinked file frees its blocks, which takes a while."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            try:
+                _ = asyncio.get_running_loop().run_in_executor(None, close_fd, fd)
+            except RuntimeError:  # no loop, or its threads are gone: the process is about to end
+                close_fd(fd)
+
+    def __del__(self) -> None:
+        """Close what was opened for a caller that had been cancelled by then: it never saw this handle."""
+        if self._fd >= 0:
+            close_fd(self._fd)
+
+
+async def append(handle: Handle, offset: int, hasher: Hasher, data: memoryview) -> int:
+    """Write at `offset` and hash what was written: both release the interpreter's lock, so they share a hop.
+
+    Returns how many bytes that were: fewer than given when the disk would take no more. Raises OSError if it took none,
+    so that the hash always stands for what is in the file.
+    """
+    return await hop(_append, handle.fd, offset, hasher, data)
+
+
+def _append(fd: int, offset: int, hasher: Hasher, data: memoryview) -> int:
+    done = 0
+    while done < len(data):
+        try:
+            written = write_some(fd, data[done:], offset + done)
+        except OSError:
+            if done:
+                break
+            raise
+        hasher.update(data[done : done + written])
+        done += written
+    return done
+
+
+async def rehash(handle: Handle, hasher: Hasher) -> int:
+    """Feed a file's bytes to `hasher`; returns how many there were."""
+    return await hop(_rehash, handle.fd, hasher)
+
+
+def _rehash(fd: int, hasher: Hasher) -> int:
+    offset = 0
+    while piece := os.pread(fd, PIECE, offset):
+        hasher.update(piece)
+        offset += len(piece)
+    return offset
+
+
+async def read_hashed(handle: Handle, offset: int, count: int, hasher: Hasher) -> bytes:
+    """As Handle.read(), and feed what was read to `hasher`, in the same hop."""
+    return await hop(_read_hashed, handle.fd, offset, count, hasher)
+
+
+def _read_hashed(fd: int, offset: int, count: int, hasher: Hasher) -> bytes:
+    data = read_fully(fd, count, offset)
+    hasher.update(data)
+    return data
+
+
+def hash_piece(fd: int, offset: int, hasher: Hasher) -> int:
+    """Feed up to PIECE bytes at `offset` to `hasher`, and leave the system's memory as it was; blocking.
+
+    Returns how many there were, 0 at the end. What others read is not put out of memory for what nobody asked for.
+    """
+    buffer = memoryview(bytearray(PIECE))
+    try:
+        resident = os.preadv(fd, [buffer], offset, os.RWF_NOWAIT)
+    except BlockingIOError:
+        resident = 0
+    except OSError:  # a file system that cannot tell, or a bad sector, which the next line will say again
+        resident = -1
+    count = max(0, resident)
+    while count < PIECE and (more := os.preadv(fd, [buffer[count:]], offset + count)):
+        count += more
+    if 0 <= resident < count:
+        os.posix_fadvise(fd, offset + resident, count - resident, os.POSIX_FADV_DONTNEED)
+    hasher.update(buffer[:count])
+    return count
+
+
+def close_fd(fd: int) -> None:
+    """A close that fails has closed all the same: what has to be on disk was synced before, and would have said so."""
+    with contextlib.suppress(OSError):
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def closed_on_error(fd: int) -> Iterator[None]:
+    """A descriptor that nobody has taken over yet must not be lost."""
+    try:
+        yield
+    except BaseException:
+        close_fd(fd)
+        raise
+
+
+def as_handle(fd: int) -> Handle:
+    with closed_on_error(fd):
+        return Handle(fd, os.fstat(fd).st_size)
+
+
+def read_fully(fd: int, count: int, offset: int) -> bytes:
+    """As os.pread(), but short only at the end of the file: a short read may mean a bad block behind it."""
+    data = os.pread(fd, count, offset)
+    while len(data) < count and (more := os.pread(fd, count - len(data), offset + len(data))):
+        data += more
+    return data
+
+
+def write_some(fd: int, data: bytes | memoryview, offset: int) -> int:
+    """As os.pwrite(), but of a disk that takes nothing and says nothing it is said that it is full."""
+    written = os.pwrite(fd, data, offset)
+    if not written:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return written
+
+
+def try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def read_number(fd: int) -> int:
+    """The number that write_number() left in a small open file, 0 if there is none; blocking."""
+    text = read_fully(fd, _DIGITS, 0)
+    return int(text) if text.isdigit() else 0
+
+
+def is_number(fd: int) -> bool:
+    """Whether there is one; blocking."""
+    return read_fully(fd, _DIGITS, 0).isdigit()
+
+
+def write_number(fd: int, value: int) -> None:
+    """Keep a number, not below 0, in a small open file; blocking. Raises OSError."""
+    digits, done = str(max(0, value)).zfill(_DIGITS).encode(), 0
+    while done < len(digits):
+        done += write_some(fd, digits[done:], done)
+
+
+def is_exhausted(error: BaseException | None) -> bool:
+    """Whether an error says that this process or machine has no descriptors (or memory) left."""
+    return isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
+
+
+def is_damage(error: OSError) -> bool:
+    """Whether an error says that the disk, or what the file system knows of it, is no good there."""
+    return error.errno in {errno.EIO, errno.EUCLEAN, errno.EBADMSG, errno.ENODATA}
