@@ -66,6 +66,7 @@ async def test_layers_that_are_elsewhere_and_blobs_that_cannot_be_had_do_no_harm
         assert upstream.count(path_contains=str(foreign["digest"])) == 0
 
 
+@pytest.mark.usefixtures("hurried")
 async def test_one_manifest_starts_no_storm_of_prefetching(upstream: FakeRegistry, store: Path) -> None:
     config = descriptor(OCI_CONFIG, upstream.add_blob(REPO, b"{}"), 2)
     layers = [descriptor(OCI_LAYER, digest_of(str(number).encode()), 10) for number in range(5000)]
