@@ -409,8 +409,9 @@ class Manifests:
         """Put on the disk what it would not take before: only this process's memory has it. Raises OSError."""
 
         async def record(named: tuple[Repository, Tag]) -> None:
-            known = self._tags.get(named)
-            if known is not None:
+            known, stored = self._tags.get(named), await self._repositories.tag(*named)
+            is_older = known is not None and stored is not None and known.checked < stored.checked <= time.time()
+            if known is not None and not is_older:  # another worker may have asked since
                 await self._record(*named, known)
 
         async def store(image: tuple[Repository, Digest]) -> None:

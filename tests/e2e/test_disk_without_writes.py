@@ -129,3 +129,21 @@ async def test_one_bad_record_hides_no_other_image_and_a_bad_pin_lets_nothing_go
         assert await pull(proxy, first.layer_digests[0]) == "hit"
         assert await pull(proxy, upstream.add_blob(REPO, DATA[2:])) == "fill"
         assert first.layer_digests[0] in proxy.blobs()
+
+
+async def test_what_is_written_later_takes_no_place_of_what_another_worker_has_learnt_since(
+    upstream: FakeRegistry, store: Path, disk: FaultyDisk
+) -> None:
+    upstream.add_image(REPO, "v1", [DATA])
+    async with (
+        running(toml(upstream.url), store) as one,
+        running(toml(upstream.url), store, alone=False) as other,
+    ):
+        refuse(disk, errno.EROFS)
+        await one.get(f"/v2/{REPO}/manifests/v1")
+        disk.heal()
+        moved = upstream.add_image(REPO, "v1", [DATA[1:]])
+        assert (await other.get(f"/v2/{REPO}/manifests/v1")).body == moved.body
+        await one.app.housekeeping._round(None)
+        (shown,) = await asyncio.to_thread(other.app.desk.moves, [], 0.0)
+        assert shown["to"] == moved.digest
