@@ -24,7 +24,7 @@ NAMES = {**errno.errorcode, SHORT: "short", NOTHING: "nothing"}
 # What may befall each operation. `create` and `change` are opens that may make, or mean to write, a file.
 FAULTS: Mapping[str, tuple[int, ...]] = {
     "open": (errno.EMFILE, errno.EIO),
-    "create": (errno.EMFILE, errno.EIO, errno.ENOSPC, errno.EROFS),
+    "create": (errno.EMFILE, errno.EIO, errno.ENOSPC, errno.EROFS, errno.EACCES),
     "change": (errno.EMFILE, errno.EIO, errno.EROFS),
     "wrap": (errno.EIO,),
     "dup": (errno.EMFILE,),
@@ -40,7 +40,7 @@ FAULTS: Mapping[str, tuple[int, ...]] = {
     "write": (errno.ENOSPC, errno.EIO, SHORT),
     "fsync": (errno.ENOSPC, errno.EIO),
     "fchmod": (errno.EIO, errno.EROFS),
-    "mkdir": (errno.ENOSPC, errno.EIO, errno.EROFS),
+    "mkdir": (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EACCES),
     "rename": (errno.ENOSPC, errno.EIO, errno.EROFS),
     "unlink": (errno.EIO, errno.EROFS),
     "utime": (errno.EIO, errno.EROFS),

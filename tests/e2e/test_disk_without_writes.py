@@ -69,7 +69,7 @@ async def test_it_starts_says_so_once_serves_what_is_cached_and_caches_again_whe
         assert await pull(proxy, cold.layer_digests[0]) == "hit"
 
 
-@pytest.mark.parametrize("number", REFUSALS, ids=errno.errorcode.get)
+@pytest.mark.parametrize("number", [*REFUSALS, errno.EACCES], ids=errno.errorcode.get)
 async def test_it_starts_in_an_empty_directory_in_which_nothing_can_be_made(
     upstream: FakeRegistry, store: Path, disk: FaultyDisk, number: int
 ) -> None:

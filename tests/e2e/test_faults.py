@@ -32,7 +32,7 @@ from .upstream import FakeRegistry, Image
 REPO = "library/app"
 CHOSEN = os.environ.get("ENTREPOT_FAULTS", "3")
 SEED = int(os.environ.get("ENTREPOT_SEED", time.time_ns() % 10**6))
-WITHOUT_WRITING = {errno.ENOSPC, errno.EROFS}
+WITHOUT_WRITING = {errno.ENOSPC, errno.EROFS, errno.EACCES}
 SHARDS = 4 if CHOSEN == "all" else 1  # of a scenario's points, so that several processes share them
 
 
