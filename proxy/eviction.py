@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import math
 import secrets
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -72,6 +73,7 @@ class Space:
         self._own = f"{_LEDGER}/{secrets.token_hex(8)}"
         self._own_lock: contextlib.ExitStack = contextlib.ExitStack()
         self._own_fd = -1
+        self._joining = threading.Lock()
         self._reserved_here = 0  # bytes, as the file of our own has it unless the disk would not take it
         self._owed: list[tuple[int, int]] = []  # reserved, stored: what is over, and not in the ledger yet
         self._making_room = asyncio.Lock()  # one look at a time
@@ -102,10 +104,11 @@ class Space:
 
         Within the ledger's lock: nobody takes the new file for a dead process's before it is locked.
         """
-        if self._own_fd < 0 or not self._tree.is_named(self._own, self._own_fd):
-            self._own_fd = -1
-            self._own_lock.close()
-            self._own_fd = self._own_lock.enter_context(self._tree.locked(self._own))
+        with self._joining:  # where the ledger has been removed, two threads may hold its lock: the old and the new
+            if self._own_fd < 0 or not self._tree.is_named(self._own, self._own_fd):
+                self._own_fd = -1
+                self._own_lock.close()
+                self._own_fd = self._own_lock.enter_context(self._tree.locked(self._own))
 
     async def aclose(self) -> None:
         """Give back every reservation of this process."""

@@ -1,8 +1,10 @@
 """Space: reserved before it is written, counted for all processes, made by dropping what was used longest ago."""
 
 import asyncio
+import contextlib
 import errno
 import os
+import shutil
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -550,3 +552,36 @@ async def test_a_ledger_that_is_deleted_is_made_again_with_all_that_it_said(tree
             await reserve(other, 60 * BLOCK)
         await held.settle(0)
         await reserve(other, 60 * BLOCK)
+
+
+async def test_a_ledger_that_is_deleted_again_and_again_holds_up_nobody(tree: Tree) -> None:
+    async with space_of(tree, 1000 * BLOCK) as space:
+
+        async def take_and_give_back() -> None:
+            await space.change(BLOCK, 0)
+            await space.change(-BLOCK, 0)
+
+        async with asyncio.timeout(20):
+            for _ in range(30):
+                pending = asyncio.gather(*(take_and_give_back() for _ in range(8)))
+                await asyncio.to_thread(shutil.rmtree, tree.root / "ledger", True)
+                await pending
+        await space.refresh()
+        assert int((tree.root / space._own).read_bytes()) == 0
+
+
+async def test_two_threads_that_join_a_deleted_ledger_at_once_do_not_wait_for_each_other(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together, real = threading.Barrier(2), tree.is_named
+
+    def is_named(key: str, fd: int) -> bool:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            together.wait(0.2)
+        return real(key, fd)
+
+    async with space_of(tree, 100 * BLOCK) as space:
+        monkeypatch.setattr(tree, "is_named", is_named)
+        (tree.root / space._own).unlink()
+        await asyncio.gather(hop(space._join), hop(space._join))
+        assert (tree.root / space._own).exists()
