@@ -15,7 +15,7 @@ from typing import Any
 import aiofiles.threadpool
 import pytest
 
-from proxy import files
+from proxy.files import tree
 
 SHORT = -1  # half of what was asked for
 NOTHING = -2  # no byte, and no error
@@ -101,7 +101,7 @@ class FaultyDisk:
         monkeypatch.setattr(os, "close", self._closing(os.close))
         monkeypatch.setattr(os, "pread", self._reading(os.pread))
         monkeypatch.setattr(os, "pwrite", self._writing(os.pwrite))
-        monkeypatch.setattr(files, "open", self._wrapped, raising=False)
+        monkeypatch.setattr(tree, "open", self._wrapped, raising=False)
         monkeypatch.setattr(aiofiles.threadpool, "sync_open", self._wrapped)
 
     def fail(self, point: Point | None) -> None:

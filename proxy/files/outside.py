@@ -9,7 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-from proxy.files.calls import PIECE, hop
+from proxy.files.calls import PIECE, closed_on_error, hop
 from proxy.oci.digest import Hasher
 
 
@@ -82,7 +82,8 @@ async def reading(path: Path | None) -> AsyncIterator[Stream]:
 
 def _open_outside(path: Path) -> tuple[int, int | None]:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    status = os.fstat(fd)
+    with closed_on_error(fd):
+        status = os.fstat(fd)
     return fd, status.st_size if stat.S_ISREG(status.st_mode) else None
 
 

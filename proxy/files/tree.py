@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import aiofiles
 
-from proxy.files.calls import COMMITTED, GROWING, Handle, as_handle, close_fd, hop, try_lock
+from proxy.files.calls import COMMITTED, GROWING, Handle, as_handle, close_fd, closed_on_error, hop, try_lock
 from proxy.files.rooted import ABSENT, DIRECTORY, FILE, is_ours, raise_if_exhausted
 from proxy.files.spools import Spools
 
@@ -113,9 +113,10 @@ class Tree(Spools):
             fd = self._open(key, os.O_RDONLY) if is_ours(status) else None
         if fd is None:
             return status, None
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)  # no reading ahead: see hash_piece()
-        opened = os.fstat(fd)
-        return opened, Handle(fd, opened.st_size)
+        with closed_on_error(fd):
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)  # no reading ahead: see hash_piece()
+            opened = os.fstat(fd)
+            return opened, Handle(fd, opened.st_size)
 
     def set_aside(self, key: str, status: os.stat_result, target: str) -> bool:
         """Give what is at a key another one; False if by now it is gone, or something else is there."""
@@ -172,7 +173,7 @@ class Tree(Spools):
         fd = self._open(key, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         if fd is None:
             raise OSError(errno.EEXIST, "it is not a file of ours", key)
-        with open(fd, "wb") as file:
+        with open(key, "wb", opener=lambda _key, _flags: fd) as file:  # which closes it, should it fail
             file.write(data)
 
     async def touch(self, keys: Iterable[tuple[str, float]]) -> Collection[str]:

@@ -199,6 +199,7 @@ class Trial:
         self._disk = disk
         self._place = place
         self._image = visitor.new if scenario.moves else visitor.old
+        self._is_readable = True
         self._text = toml(visitor.upstream.url, store=scenario.store, more=scenario.more)
 
     async def prepare(self) -> None:
@@ -218,6 +219,7 @@ class Trial:
         store = self._place / name
         await asyncio.to_thread(shutil.copytree, self._place / "template", store)
         self._visitor.is_patient = point is not None
+        self._is_readable = point is None or point.fault != errno.EIO
         try:
             await self._act(store, point)
         finally:
@@ -268,10 +270,14 @@ class Trial:
         await self._check_ledger(proxy)
 
     async def _check_ledger(self, proxy: Proxy) -> None:
-        """Nothing is reserved any more, and the sum is not too small; the next look at everything puts it right."""
+        """Nothing is reserved any more, and the sum is not too small; the next look at everything puts it right.
+
+        A look that could not read a directory has counted too little, and there must be another one for that.
+        """
         taken = sum(-(-path.stat().st_size // 4096) * 4096 for path in (proxy.store / "blobs").glob("*/*/*"))
         assert int((proxy.store / proxy.app.means.space._own).read_bytes() or b"0") == 0, "something is still reserved"
-        assert int((proxy.store / "ledger" / "stored").read_bytes()) >= taken, "the sum is too small"
+        if self._is_readable:
+            assert int((proxy.store / "ledger" / "stored").read_bytes()) >= taken, "the sum is too small"
         await asyncio.to_thread(proxy.app.means.space.look)
         assert int((proxy.store / "ledger" / "stored").read_bytes()) == taken, "the sum is wrong"
 

@@ -16,7 +16,7 @@ import pytest
 from proxy import files
 from proxy.files import Handle, SpoolState, Tree, hop
 from proxy.stores.disk import open_tree
-from tests.faulty_disk import NOTHING, SHORT, FaultyDisk, Point, points
+from tests.faulty_disk import FAULTS, NOTHING, SHORT, FaultyDisk, Point, points
 
 KEY = "spool/sha256-aa"
 TARGET = "blobs/sha256/aa/aa"
@@ -481,7 +481,7 @@ async def write_and_read(tree: Tree) -> None:
     await tree.write("repositories/a/b", b"body")
     assert await tree.read("repositories/a/b", 100) == b"body"
     assert await hop(tree.read_now, "repositories/a/b", 100) == b"body"
-    await tree.touch([("repositories/a/b", 1.0)])
+    await tree.touch([("repositories/a/b", time.time() + 1)])
     await tree.remove("repositories/a/b")
 
 
@@ -606,3 +606,12 @@ async def test_a_directory_that_others_put_where_ours_is_missing_is_not_used(tmp
         assert await tree.read("changes", 10) == b"after"
     finally:
         tree.close()
+
+
+async def test_the_faulty_disk_stands_before_every_call(tree: Tree, faulty: FaultyDisk) -> None:
+    faulty.fail(None)
+    await write_and_read(tree)
+    await fill_and_open(tree)
+    await keep_house(tree)
+    faulty.heal()
+    assert set(faulty.made) >= {*FAULTS} - {"wrap", "fstatvfs"}
