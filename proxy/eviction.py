@@ -73,7 +73,7 @@ class Space:
         self._own = f"{_LEDGER}/{secrets.token_hex(8)}"
         self._own_lock: contextlib.ExitStack = contextlib.ExitStack()
         self._own_fd = -1
-        self._joining = threading.Lock()
+        self._one_thread = threading.Lock()  # where the ledger is removed, its old and its new file are locked at once
         self._reserved_here = 0  # bytes, as the file of our own has it unless the disk would not take it
         self._owed: list[tuple[int, int]] = []  # reserved, stored: what is over, and not in the ledger yet
         self._making_room = asyncio.Lock()  # one look at a time
@@ -104,11 +104,10 @@ class Space:
 
         Within the ledger's lock: nobody takes the new file for a dead process's before it is locked.
         """
-        with self._joining:  # where the ledger has been removed, two threads may hold its lock: the old and the new
-            if self._own_fd < 0 or not self._tree.is_named(self._own, self._own_fd):
-                self._own_fd = -1
-                self._own_lock.close()
-                self._own_fd = self._own_lock.enter_context(self._tree.locked(self._own))
+        if self._own_fd < 0 or not self._tree.is_named(self._own, self._own_fd):
+            self._own_fd = -1
+            self._own_lock.close()
+            self._own_fd = self._own_lock.enter_context(self._tree.locked(self._own))
 
     async def aclose(self) -> None:
         """Give back every reservation of this process."""
@@ -190,7 +189,7 @@ class Space:
 
     @contextlib.contextmanager
     def _ledger(self) -> Iterator[int]:
-        with self._tree.locked(f"{_LEDGER}/stored") as fd:
+        with self._one_thread, self._tree.locked(f"{_LEDGER}/stored") as fd:
             yield fd
 
     # What there is
