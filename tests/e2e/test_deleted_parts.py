@@ -46,6 +46,7 @@ async def is_well(proxy: Proxy, image: Image) -> None:
     await pull(proxy, image, "v1")
     await proxy.settled()
     await proxy.app.housekeeping._round(None)
+    await proxy.app.housekeeping._look_for_room()
     assert {image.digest, *image.blob_digests} <= set(proxy.blobs())
     encoded = image.digest.partition(":")[2]
     assert [path for path in (proxy.store / "repositories").rglob(encoded) if "_links" in path.parts]

@@ -149,6 +149,7 @@ async def go_round(visitor: Visitor, proxy: Proxy) -> None:
     await visitor.manifest(proxy, visitor.old)
     with contextlib.suppress(OSError):  # it is logged, and tried again
         await proxy.app.housekeeping._round(None)
+        await proxy.app.housekeeping._look_for_room()
     for job in proxy.app.jobs._jobs:
         with contextlib.suppress(OSError):
             await proxy.app.jobs.turn(job)
