@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from proxy.files import Entry, Tree, unhurried
+from proxy.stores.ledger import rounded
 
 MOST = 16384  # candidates that are kept of a look: a few megabytes
 SMALL = 64 * 1024  # bytes; manifests and configs are dropped after everything else: they free nothing and name the rest
 DEAR = 8 * 1024 * 1024  # bytes; to fetch fewer again takes hardly less time: what is smaller stays for longer
 IDLE = 4.0  # times as long as it works, a look rests that is in no hurry
 SELDOM = 20.0  # times as long as it took to find out what is kept, it is taken for true
-_ROUND = 4096  # bytes: files take whole blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +101,6 @@ class Candidates:
             left = [entry for entry in self.found.candidates if entry.key not in keys]
             self.found = replace(self.found, candidates=left)
         return gone
-
-
-def rounded(size: int) -> int:
-    """The bytes that a file of this size takes on the disk."""
-    return -(-size // _ROUND) * _ROUND
 
 
 def taken(entry: Entry) -> int:

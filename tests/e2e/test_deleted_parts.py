@@ -53,9 +53,9 @@ async def is_well(proxy: Proxy, image: Image) -> None:
     said = {line["event"] for line in proxy.log if line["level"] in {"error", "warning"}}
     assert said <= {"file descriptors are scarce"}  # which no limit was looked up for
     taken = sum(-(-path.stat().st_size // 4096) * 4096 for path in (proxy.store / "blobs").glob("*/*/*"))
-    assert int((proxy.store / "ledger" / "stored").read_bytes()) >= taken
+    assert int((proxy.store / "ledger" / "stored").read_bytes()[:20]) >= taken
     await asyncio.to_thread(proxy.app.means.space.look)
-    assert int((proxy.store / "ledger" / "stored").read_bytes()) == taken
+    assert int((proxy.store / "ledger" / "stored").read_bytes()[:20]) == taken
 
 
 @pytest.mark.parametrize("part", PARTS)

@@ -272,9 +272,9 @@ class Trial:
         """Nothing is reserved any more, and the sum is not too small; the next look at everything puts it right."""
         taken = sum(-(-path.stat().st_size // 4096) * 4096 for path in (proxy.store / "blobs").glob("*/*/*"))
         assert int((proxy.store / proxy.app.means.space._own).read_bytes() or b"0") == 0, "something is still reserved"
-        assert int((proxy.store / "ledger" / "stored").read_bytes()) >= taken, "the sum is too small"
+        assert int((proxy.store / "ledger" / "stored").read_bytes()[:20]) >= taken, "the sum is too small"
         await asyncio.to_thread(proxy.app.means.space.look)
-        assert int((proxy.store / "ledger" / "stored").read_bytes()) == taken, "the sum is wrong"
+        assert int((proxy.store / "ledger" / "stored").read_bytes()[:20]) == taken, "the sum is wrong"
 
     async def _check_nothing_left(self, store: Path, *, is_clean: bool) -> None:
         await until(lambda: not _tasks_of_ours(), "tasks are left")
