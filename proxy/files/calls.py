@@ -29,6 +29,7 @@ async def hop(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
+        work.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody else takes note of that
         await asyncio.wait({work})
         raise
 
