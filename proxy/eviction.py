@@ -92,9 +92,9 @@ class Space:
         """
         with ledger.opened(self._tree) as book:
             self._join()
-            is_known = book.is_known
-        self._is_doubtful = not is_known
-        if is_known:
+            self._is_doubtful = not book.is_known
+            is_full = book.is_known and self._lacking(book.stored, 0) > 0
+        if is_full:
             with contextlib.suppress(NoSpace):  # others fill what there is: so be it
                 self._make_room(0, [])
 
@@ -239,11 +239,12 @@ class Space:
 
     def _drop(self, wanted: int, gone: list[Entry], *, even_if_too_few: bool = False) -> bool:
         """Reserve `wanted` bytes if there is room, or what is known to be free to go makes it; what went is added."""
+        kept = self._candidates.kept()
         with ledger.opened(self._tree) as book:
             if not book.is_known:
                 return False
             lacking = self._lacking(book.stored, wanted)
-            chosen = self._candidates.choose(lacking)
+            chosen = self._candidates.choose(lacking, kept)
             if sum(map(taken, chosen)) < lacking and not even_if_too_few:
                 return False
             went = self._candidates.drop(chosen)

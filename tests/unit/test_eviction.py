@@ -508,6 +508,26 @@ async def test_what_is_pinned_is_not_dropped_whatever_is_wanted(tree: Tree) -> N
         assert names(tree) == ["aa"]
 
 
+async def test_nobody_waits_for_the_ledger_while_it_is_found_out_what_is_pinned(tree: Tree) -> None:
+    add(tree, "aa", BLOB, 1.0)
+    free: list[bool] = []
+
+    def kept() -> frozenset[str]:
+        with tree.claimed(ledger.KEY) as fd:
+            free.append(fd is not None)
+        return frozenset()
+
+    space = Space(tree, Bounds(BLOB), record_uses=Recorder().record, kept=kept, evicted=lambda _: None)
+    await hop(space.open)
+    assert not free  # nothing has to go: nobody asks
+    await space.refresh()
+    await reserve(space, BLOB)
+    assert names(tree) == []
+    assert len(free) > 1
+    assert all(free)
+    await space.aclose()
+
+
 async def test_what_is_cheap_to_keep_and_dear_to_fetch_again_stays_for_longer(tree: Tree) -> None:
     now = time.time()
     add(tree, "small", BLOB, now - 2000)
