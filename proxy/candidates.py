@@ -5,18 +5,19 @@ what has been used since, or is gone, is passed over when its turn comes.
 """
 
 import heapq
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from proxy.files import Entry, Tree, unhurried
+from proxy.stores.ledger import rounded
 
 MOST = 16384  # candidates that are kept of a look: a few megabytes
 SMALL = 64 * 1024  # bytes; manifests and configs are dropped after everything else: they free nothing and name the rest
 DEAR = 8 * 1024 * 1024  # bytes; to fetch fewer again takes hardly less time: what is smaller stays for longer
 IDLE = 4.0  # times as long as it works, a look rests that is in no hurry
 SELDOM = 20.0  # times as long as it took to find out what is kept, it is taken for true
-_ROUND = 4096  # bytes: files take whole blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +32,14 @@ class Found:
 class Candidates:
     """The blobs and broken-off downloads of one store that may go. Everything blocks.
 
-    A look may go on beside everything else; the rest is for one thread at a time, as whoever holds the ledger.
-    `kept` says which keys must not go, whatever is wanted.
+    A look may go on beside everything else, and so may kept(); the rest is for one thread at a time, as whoever holds
+    the ledger. `kept` says which keys must not go, whatever is wanted.
     """
 
     def __init__(self, tree: Tree, kept: Callable[[], frozenset[str]]) -> None:
         self._tree = tree
-        self._kept = kept
+        self._ask = kept
+        self._asking = threading.Lock()
         self._keys_kept: frozenset[str] = frozenset()
         self._kept_until = 0.0  # of the monotonic clock
         self._idle = 0.0
@@ -54,7 +56,7 @@ class Candidates:
         `idle`: how many times as long as it works it is to rest, in short pauses, for the sake of those who pull.
         """
         self._idle = idle
-        now, kept, total = time.time(), self._kept_now(), 0
+        now, kept, total = time.time(), self.kept(), 0
 
         def candidates() -> Iterator[Entry]:
             nonlocal total
@@ -66,23 +68,29 @@ class Candidates:
         first = heapq.nsmallest(MOST + 1, candidates(), key=lambda entry: _order(entry, now))
         return Found(total, first[:MOST], len(first) <= MOST)
 
-    def _kept_now(self) -> frozenset[str]:
-        """What is kept; where that takes long to find out (thousands of pins), as it was a moment ago."""
-        began = time.monotonic()
-        if began >= self._kept_until:
-            self._keys_kept = self._kept()
-            self._kept_until = began + SELDOM * (time.monotonic() - began)
+    def kept(self) -> frozenset[str]:
+        """What is kept; where that takes long to find out (thousands of pins), as it was a moment ago.
+
+        Not for whoever holds the ledger: nobody could get on meanwhile. One thread finds out for all.
+        """
+        if time.monotonic() >= self._kept_until and self._asking.acquire(blocking=not self._kept_until):
+            try:
+                began = time.monotonic()
+                if began >= self._kept_until:
+                    self._keys_kept = self._ask()
+                    self._kept_until = began + SELDOM * (time.monotonic() - began)
+            finally:
+                self._asking.release()
         return self._keys_kept
 
     def hurry(self) -> None:
         """Somebody waits for the look that is going on."""
         self._idle = 0.0
 
-    def choose(self, wanted: int) -> list[Entry]:
+    def choose(self, wanted: int, kept: frozenset[str]) -> list[Entry]:
         """The first that may go now and free `wanted` bytes; fewer bytes if there are not as many."""
         if wanted <= 0:
             return []
-        kept = self._kept_now()
         chosen, size = list[Entry](), 0
         spools = sorted(self._tree.walk("spool"), key=lambda entry: entry.used)
         for entry in (*spools, *self.found.candidates):
@@ -101,11 +109,6 @@ class Candidates:
             left = [entry for entry in self.found.candidates if entry.key not in keys]
             self.found = replace(self.found, candidates=left)
         return gone
-
-
-def rounded(size: int) -> int:
-    """The bytes that a file of this size takes on the disk."""
-    return -(-size // _ROUND) * _ROUND
 
 
 def taken(entry: Entry) -> int:

@@ -13,6 +13,7 @@ from proxy.certificates import Certificate
 from proxy.config import Config, ConfigError
 from proxy.inventory import age
 from proxy.sections import Account, Lifecycle, Upstream, Warm
+from proxy.stores import ledger
 from proxy.warming import here
 
 GIB = 1024**3
@@ -87,8 +88,9 @@ def _size(count: int) -> str:
 
 def _taken(path: Path) -> int:
     try:
-        return int((path / "ledger" / "stored").read_text())
-    except (OSError, ValueError):
+        with (path / ledger.KEY).open("rb") as file:
+            return files.read_number(file.fileno())
+    except OSError:
         return 0
 
 

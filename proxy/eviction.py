@@ -17,8 +17,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from proxy.candidates import IDLE, Candidates, rounded, taken
-from proxy.files import Entry, Tree, hop, is_number, read_number, write_number
+from proxy.candidates import IDLE, Candidates, taken
+from proxy.files import Entry, Tree, hop, read_number, write_number
+from proxy.stores import ledger
+from proxy.stores.ledger import Ledger, rounded
 
 STEP = 64 * 1024 * 1024  # bytes reserved at a time for a blob of unknown size
 AHEAD = 1024**3  # bytes of candidates that are looked for before room is wanted ...
@@ -26,7 +28,6 @@ PAUSE = 60.0  # ... but not again before so many seconds
 LARGEST_FLOOR = 20  # min_free is never more than this part of the disk: a small one would keep nothing at all
 REST = 5.0  # times as long as a look took that found too little, there is no other: nor for each that wants room ...
 BRIEF = 0.1  # ... but where a look takes no more than so many seconds
-_LEDGER = "ledger"
 
 
 class NoSpace(Exception):
@@ -70,7 +71,7 @@ class Space:
         self._candidates = Candidates(tree, kept)
         self._record_uses = record_uses
         self._evicted = evicted
-        self._own = f"{_LEDGER}/{secrets.token_hex(8)}"
+        self._own = f"{ledger.DIRECTORY}/{secrets.token_hex(8)}"
         self._own_lock: contextlib.ExitStack = contextlib.ExitStack()
         self._own_fd = -1
         self._one_thread = threading.Lock()  # where the ledger is removed, its old and its new file are locked at once
@@ -91,11 +92,11 @@ class Space:
 
         Where the ledger is lost, what is stored is counted as soon as somebody wants to know.
         """
-        with self._ledger() as ledger:
+        with self._ledger() as book:
             self._join()
-            is_known = is_number(ledger)
-        self._is_doubtful = not is_known
-        if is_known:
+            self._is_doubtful = not book.is_known
+            is_full = book.is_known and self._lacking(book.stored, 0) > 0
+        if is_full:
             with contextlib.suppress(NoSpace):  # others fill what there is: so be it
                 self._make_room(0, [])
 
@@ -124,10 +125,10 @@ class Space:
 
     def _stored(self) -> int:
         while True:
-            with self._ledger() as ledger:
-                self._pay(ledger)
-                if is_number(ledger):
-                    return read_number(ledger) + self._spools()[1]
+            with self._ledger() as book:
+                self._pay(book)
+                if book.is_known:
+                    return book.stored + self._spools()[1]
             self.look()
 
     def check(self, size: int) -> None:
@@ -145,7 +146,7 @@ class Space:
             with contextlib.suppress(OSError):
                 await hop(self._settle)
             return
-        if await hop(self._change, reserved, stored):
+        if await hop(self._has_room, reserved):
             return
         await self._record_uses()
         gone = list[Entry]()
@@ -156,16 +157,13 @@ class Space:
         if gone:
             self._evicted(Evicted(len(gone), sum(map(taken, gone))))
 
-    def _change(self, reserved: int, stored: int) -> bool:
-        """Whether there is room for what is to be reserved, and was so without dropping anything."""
-        with self._ledger() as ledger:
-            self._pay(ledger)
-            is_known = is_number(ledger)
-            if stored and is_known:
-                write_number(ledger, read_number(ledger) + stored)
-            fits = not self._is_limited or (is_known and self._lacking(read_number(ledger), reserved) <= 0)
+    def _has_room(self, wanted: int) -> bool:
+        """Reserve `wanted` bytes if there is room without dropping anything."""
+        with self._ledger() as book:
+            self._pay(book)
+            fits = not self._is_limited or (book.is_known and self._lacking(book.stored, wanted) <= 0)
             if fits:
-                self._reserve(reserved)
+                self._reserve(wanted)
         return fits
 
     def _reserve(self, size: int) -> None:
@@ -173,32 +171,30 @@ class Space:
         self._reserved_here += size
 
     def _settle(self) -> None:
-        with self._ledger() as ledger:
-            self._pay(ledger)
+        with self._ledger() as book:
+            self._pay(book)
 
-    def _pay(self, ledger: int) -> None:
+    def _pay(self, book: Ledger) -> None:
         """Note what is owed. Raises OSError: it stays owed then."""
         self._join()
         owed = len(self._owed)  # others may add to it meanwhile
-        stored = sum(stored for _, stored in self._owed[:owed])
-        if stored and is_number(ledger):  # else it is counted with all the rest
-            write_number(ledger, read_number(ledger) + stored)
+        book.change(sum(stored for _, stored in self._owed[:owed]))
         self._reserved_here += sum(reserved for reserved, _ in self._owed[:owed])
         del self._owed[:owed]
         write_number(self._own_fd, self._reserved_here)
 
     @contextlib.contextmanager
-    def _ledger(self) -> Iterator[int]:
-        with self._one_thread, self._tree.locked(f"{_LEDGER}/stored") as fd:
-            yield fd
+    def _ledger(self) -> Iterator[Ledger]:
+        with self._one_thread, ledger.opened(self._tree) as book:
+            yield book
 
     # What there is
 
     def _reserved(self) -> int:
         """What all living processes have reserved; the files of the dead are removed on the way."""
         total = 0
-        for entry in self._tree.scan(_LEDGER):
-            if entry.key == f"{_LEDGER}/stored":
+        for entry in self._tree.scan(ledger.DIRECTORY):
+            if entry.key == ledger.KEY:
                 continue
             if self._tree.evict(entry.key):
                 self._is_doubtful = True  # it may have stored what it had no time to count
@@ -250,37 +246,37 @@ class Space:
 
     def _drop(self, wanted: int, gone: list[Entry], *, even_if_too_few: bool = False) -> bool:
         """Reserve `wanted` bytes if there is room, or what is known to be free to go makes it; what went is added."""
-        with self._ledger() as ledger:
-            if not is_number(ledger):
+        kept = self._candidates.kept()
+        with self._ledger() as book:
+            if not book.is_known:
                 return False
-            lacking = self._lacking(read_number(ledger), wanted)
-            chosen = self._candidates.choose(lacking)
+            lacking = self._lacking(book.stored, wanted)
+            chosen = self._candidates.choose(lacking, kept)
             if sum(map(taken, chosen)) < lacking and not even_if_too_few:
                 return False
             went = self._candidates.drop(chosen)
             gone += went
-            if self._freed(ledger, went) < lacking:
+            if self._freed(book, went) < lacking:
                 return False
             self._reserve(wanted)
         return True
 
-    def _freed(self, ledger: int, gone: Sequence[Entry]) -> int:
+    def _freed(self, book: Ledger, gone: Sequence[Entry]) -> int:
         """Take what is gone off the ledger; returns how many bytes that is, those of downloads included."""
-        blobs = sum(taken(entry) for entry in gone if entry.key.startswith("blobs/"))
-        write_number(ledger, read_number(ledger) - blobs)
+        book.change(-sum(taken(entry) for entry in gone if entry.key.startswith("blobs/")))
         return sum(map(taken, gone))
 
     def look(self, idle: float = 0.0) -> None:
         """Look at everything, without the lock, and correct the ledger by what was found; blocking."""
         began, self._is_doubtful = time.monotonic(), False
-        with self._ledger() as ledger:
-            before = read_number(ledger)
+        with self._ledger() as book:
+            before = book.came
         found = self._candidates.look(idle)
-        with self._ledger() as ledger:
+        with self._ledger() as book:
             self._candidates.found = found
-            # What has come meanwhile may have been seen as well, and what has gone may not: rather too much than too
+            # What has come meanwhile may have been seen as well, and what has gone too: rather too much than too
             # little, until the next look.
-            write_number(ledger, found.total + max(0, read_number(ledger) - before))
+            book.correct(found.total + max(0, book.came - before))
         self._look_took = time.monotonic() - began
         self._looked = time.monotonic()
 
@@ -297,8 +293,8 @@ class Space:
         is_recent = time.monotonic() - self._looked < max(PAUSE, REST * self._look_took)
         if is_recent or not self._is_limited:
             return False
-        with self._ledger() as ledger:
-            is_nearly_full = self._lacking(read_number(ledger), AHEAD) > 0
+        with self._ledger() as book:
+            is_nearly_full = self._lacking(book.stored, AHEAD) > 0
         return self._is_doubtful or (is_nearly_full and self._candidates.size < AHEAD)
 
 

@@ -51,9 +51,9 @@ class Housekeeping:
         before, self._limit = files.raise_descriptor_limit()
         self._metrics.descriptor_limit.set(self._limit)
         self._log.debug("descriptor limit", before=before, now=self._limit)
-        while True:
-            await self._round(certificate)
-            await asyncio.sleep(TICK)
+        async with asyncio.TaskGroup() as group:
+            for steps in (lambda: self._round(certificate), self._look_for_room):
+                group.create_task(_again_and_again(steps))
 
     async def _round(self, certificate: Certificate | None) -> None:
         """One step after the other, each whether or not the others fail."""
@@ -64,13 +64,16 @@ class Housekeeping:
         await self._step("links", self._repositories.write_again)
         await self._step("manifests", self._manifests.store_again)
         await self._step("lost downloads", lambda: drop_lost(self._tree))
-        await self._step("room", self._space.prepare)
-        await self._step("space", self._count)
         for upstream in self.upstreams:
             await self._step(f"limits of {upstream.registry}", upstream.tick)
         await self._step("descriptors", self._count_descriptors)
         if certificate is not None:
             await self._step("certificate", lambda: certificate.refresh(self._log))
+
+    async def _look_for_room(self) -> None:
+        """What takes minutes where there are a million blobs: nothing else is to wait for it."""
+        await self._step("room", self._space.prepare)
+        await self._step("space", self._count)
 
     async def _step(self, name: str, step: Callable[[], Awaitable[None]]) -> None:
         """What fails is tried again in the next round. A disk that goes on refusing is worth one line, not one each."""
@@ -102,6 +105,12 @@ class Housekeeping:
             self._changes = changes
             self._repositories.forget()
             self._manifests.forget()
+
+
+async def _again_and_again(steps: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        await steps()
+        await asyncio.sleep(TICK)
 
 
 def sweep(tree: files.Tree) -> None:

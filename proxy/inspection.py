@@ -12,7 +12,7 @@ from proxy import files
 from proxy.files import Handle, Tree, hop
 from proxy.healing import Damage, Kind
 from proxy.oci.digest import Digest
-from proxy.stores import disk, quarantine
+from proxy.stores import disk
 
 ROOTS = ("blobs", "pins", "repositories")
 
@@ -132,7 +132,7 @@ class Inspection:
 
     async def _set_aside(self, kind: Kind, key: str, status: os.stat_result) -> Damage | None:
         try:
-            moved = await hop(quarantine.set_aside, self._tree, key, status)
+            moved = await hop(disk.set_aside, self._tree, key, status)
         except OSError as error:
             if files.is_exhausted(error):
                 raise

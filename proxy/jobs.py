@@ -36,21 +36,25 @@ class Jobs:
         self._log = log
 
     async def run(self) -> None:
-        """Go on until cancelled; what fails is logged, and tried again."""
+        """Go on until cancelled; what fails is logged, and tried again. A disk that goes on refusing is one line."""
         async with asyncio.TaskGroup() as group:
             for job in self._jobs:
                 group.create_task(self._repeat(job))
 
     async def _repeat(self, job: Job) -> None:
+        trouble: int | None = None  # errno of the last time
         while True:
+            wait = LOOK
             try:
                 wait = await self.turn(job)
             except OSError as error:
-                self._log.error("job failed; it is tried again", job=job.name, reason=error.strerror)
-                wait = LOOK
+                if error.errno != trouble:
+                    self._log.error("job failed; it is tried again", job=job.name, reason=error.strerror)
+                trouble = error.errno
             except Exception:
                 self._log.exception("job failed; it is tried again", job=job.name)
-                wait = LOOK
+            else:
+                trouble = None
             await asyncio.sleep(min(wait, LOOK))
 
     async def turn(self, job: Job) -> float:

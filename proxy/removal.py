@@ -12,7 +12,7 @@ from proxy.catalog import Catalog, Image
 from proxy.files import Tree
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository, Tag
-from proxy.stores import disk
+from proxy.stores import disk, ledger
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,4 +84,6 @@ def carry_out(tree: Tree, removal: Removal, since: float = math.inf) -> int:
         tree.evict(disk.link_key(repository, digest))
     for name in removal.image.pins if removal.is_whole else ():
         tree.evict(disk.pin_key(repository, name))
-    return sum(size for digest, size in removal.blobs.items() if tree.evict(disk.blob_key(digest), since))
+    gone = [size for digest, size in removal.blobs.items() if tree.evict(disk.blob_key(digest), since)]
+    ledger.took_out(tree, sum(map(ledger.rounded, gone)))
+    return sum(gone)

@@ -29,6 +29,7 @@ async def hop(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
+        work.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody else takes note of that
         await asyncio.wait({work})
         raise
 
@@ -185,9 +186,9 @@ def try_lock(fd: int) -> bool:
     return True
 
 
-def read_number(fd: int) -> int:
+def read_number(fd: int, place: int = 0) -> int:
     """The number that write_number() left in a small open file, 0 if there is none; blocking."""
-    text = read_fully(fd, _DIGITS, 0)
+    text = read_fully(fd, _DIGITS, place * _DIGITS)
     return int(text) if text.isdigit() else 0
 
 
@@ -196,11 +197,11 @@ def is_number(fd: int) -> bool:
     return read_fully(fd, _DIGITS, 0).isdigit()
 
 
-def write_number(fd: int, value: int) -> None:
-    """Keep a number, not below 0, in a small open file; blocking. Raises OSError."""
+def write_number(fd: int, value: int, place: int = 0) -> None:
+    """Keep a number, not below 0, in a small open file, the first or a later one; blocking. Raises OSError."""
     digits, done = str(max(0, value)).zfill(_DIGITS).encode(), 0
     while done < len(digits):
-        done += write_some(fd, digits[done:], done)
+        done += write_some(fd, digits[done:], place * _DIGITS + done)
 
 
 def is_exhausted(error: BaseException | None) -> bool:

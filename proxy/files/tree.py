@@ -208,9 +208,15 @@ class Tree(Spools):
         return list(self.walk(directory, strict=True) if strict else self.walk(directory))
 
     def walk(self, directory: str, *, strict: bool = False) -> Iterator[Entry]:
-        """As scan(), one after the other, where there may be too many for a list."""
+        """As scan(), one after the other, where there may be too many for a list.
+
+        Raises OSError once the tree is closed: to go through a million files takes minutes, and the process is to end.
+        """
         with contextlib.suppress(FileNotFoundError), self._directory(directory) as fd:
-            yield from _walk(fd, directory, strict)
+            for entry in _walk(fd, directory, strict):
+                if self._fd < 0:
+                    raise OSError(errno.EBADF, "the store has been closed", directory)
+                yield entry
 
     def disk(self) -> Disk:
         """The file system that all this is on; blocking, if only for microseconds."""

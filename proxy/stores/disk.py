@@ -34,11 +34,12 @@ from proxy.oci.digest import Digest
 from proxy.oci.errors import OciError
 from proxy.oci.history import END, Move
 from proxy.oci.reference import Repository, Tag
-from proxy.stores import quarantine
+from proxy.stores import ledger, quarantine
 from proxy.stores.base import Link, Pin, TagRecord
 
 DIRECTORIES = (
-    "blobs", "repositories", "pins", "spool", "tmp", "ledger", "limits", "jobs", quarantine.DIRECTORY, "recordings",
+    "blobs", "repositories", "pins", "spool", "tmp", ledger.DIRECTORY, "limits", "jobs", quarantine.DIRECTORY,
+    "recordings",
 )  # fmt: skip
 BOOT = "boot"  # the file that says which boot of which machine the downloads in spool/ are from
 BOOT_LIMIT = 64  # bytes
@@ -78,6 +79,14 @@ def spool_key(digest: Digest) -> str:
     return f"spool/{digest.algorithm}-{digest.encoded}"
 
 
+def set_aside(tree: Tree, key: str, status: os.stat_result) -> str | None:
+    """As quarantine.set_aside(): what was a blob is stored no more, and leaves room to fetch it again."""
+    moved = quarantine.set_aside(tree, key, status)
+    if moved is not None and blob_digest(key) is not None:
+        ledger.took_out(tree, ledger.rounded(status.st_size))
+    return moved
+
+
 class DiskBlobs:
     """Blobs as files named by their digest; the time of last modification is the time of last use."""
 
@@ -95,7 +104,7 @@ class DiskBlobs:
         await self.tree.commit_spool(key or spool_key(digest), spool, blob_key(digest))
 
     async def remove(self, digest: Digest, damaged: Handle) -> None:
-        await hop(lambda: quarantine.set_aside(self.tree, blob_key(digest), os.fstat(damaged.fd)))
+        await hop(lambda: set_aside(self.tree, blob_key(digest), os.fstat(damaged.fd)))
 
     def used(self, digest: Digest) -> None:
         self._uses[digest] = time.time()

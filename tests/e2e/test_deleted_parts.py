@@ -46,15 +46,16 @@ async def is_well(proxy: Proxy, image: Image) -> None:
     await pull(proxy, image, "v1")
     await proxy.settled()
     await proxy.app.housekeeping._round(None)
+    await proxy.app.housekeeping._look_for_room()
     assert {image.digest, *image.blob_digests} <= set(proxy.blobs())
     encoded = image.digest.partition(":")[2]
     assert [path for path in (proxy.store / "repositories").rglob(encoded) if "_links" in path.parts]
     said = {line["event"] for line in proxy.log if line["level"] in {"error", "warning"}}
     assert said <= {"file descriptors are scarce"}  # which no limit was looked up for
     taken = sum(-(-path.stat().st_size // 4096) * 4096 for path in (proxy.store / "blobs").glob("*/*/*"))
-    assert int((proxy.store / "ledger" / "stored").read_bytes()) >= taken
+    assert int((proxy.store / "ledger" / "stored").read_bytes()[:20]) >= taken
     await asyncio.to_thread(proxy.app.means.space.look)
-    assert int((proxy.store / "ledger" / "stored").read_bytes()) == taken
+    assert int((proxy.store / "ledger" / "stored").read_bytes()[:20]) == taken
 
 
 @pytest.mark.parametrize("part", PARTS)

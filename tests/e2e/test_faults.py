@@ -149,6 +149,7 @@ async def go_round(visitor: Visitor, proxy: Proxy) -> None:
     await visitor.manifest(proxy, visitor.old)
     with contextlib.suppress(OSError):  # it is logged, and tried again
         await proxy.app.housekeeping._round(None)
+        await proxy.app.housekeeping._look_for_room()
     for job in proxy.app.jobs._jobs:
         with contextlib.suppress(OSError):
             await proxy.app.jobs.turn(job)
@@ -277,9 +278,9 @@ class Trial:
         taken = sum(-(-path.stat().st_size // 4096) * 4096 for path in (proxy.store / "blobs").glob("*/*/*"))
         assert int((proxy.store / proxy.app.means.space._own).read_bytes() or b"0") == 0, "something is still reserved"
         if self._is_readable:
-            assert int((proxy.store / "ledger" / "stored").read_bytes()) >= taken, "the sum is too small"
+            assert int((proxy.store / "ledger" / "stored").read_bytes()[:20]) >= taken, "the sum is too small"
         await asyncio.to_thread(proxy.app.means.space.look)
-        assert int((proxy.store / "ledger" / "stored").read_bytes()) == taken, "the sum is wrong"
+        assert int((proxy.store / "ledger" / "stored").read_bytes()[:20]) == taken, "the sum is wrong"
 
     async def _check_nothing_left(self, store: Path, *, is_clean: bool) -> None:
         await until(lambda: not _tasks_of_ours(), "tasks are left")

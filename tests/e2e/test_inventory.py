@@ -131,12 +131,14 @@ async def test_rm_frees_what_no_other_image_needs_and_the_next_pull_asks_upstrea
     async with running(toml(upstream.url), store) as proxy:
         await pull(proxy, one)
         await pull(proxy, two)
-        before = proxy.blobs()
+        before, taken = proxy.blobs(), await proxy.app.means.space.refresh()
         assert "would free" in (await entrepot(store, "rm", "--dry-run", "app:v1")).stdout
         assert proxy.blobs() == before
         await entrepot(store, "rm", "app:v1")
         assert one.layer_digests[0] in proxy.blobs()
         assert one.layer_digests[1] not in proxy.blobs()
+        gone = set(before) - set(proxy.blobs())
+        assert await proxy.app.means.space.refresh() == taken - len(gone) * 4096  # there is room for others at once
         assert [image["repository"] for image in await listed(store)] == [f"docker.io/{OTHER}"]
         await proxy.app.housekeeping._round(None)
         asked = upstream.count("GET", path_contains="/manifests/")

@@ -101,6 +101,20 @@ async def test_a_damaged_blob_is_found_quarantined_and_healed_at_once(
         assert await scrubbed(proxy) == []
 
 
+@pytest.mark.parametrize("by", ["scrub", "read"])
+async def test_what_is_quarantined_is_stored_no_more(upstream: FakeRegistry, store: Path, by: str) -> None:
+    digest = upstream.add_blob(REPO, DATA)
+    async with running(toml(upstream.url, store="verify_on_read = true"), store) as proxy:
+        assert await pulled(proxy, digest)
+        before = await proxy.app.means.space.refresh()
+        await asyncio.to_thread(rotten, proxy.blob_path(digest))
+        await (scrubbed(proxy, fetch=False) if by == "scrub" else pulled(proxy, digest))
+        assert len(quarantined(store)) == 1
+        assert await proxy.app.means.space.refresh() == 0
+        assert await pulled(proxy, digest)
+        assert await proxy.app.means.space.refresh() == before
+
+
 async def test_what_is_right_is_left_alone_and_counted(upstream: FakeRegistry, proxy: Proxy) -> None:
     image = upstream.add_image(REPO, "v1", [DATA])
     await proxy.get(f"/v2/{REPO}/manifests/v1")

@@ -16,6 +16,7 @@ import pytest
 from proxy import candidates, eviction
 from proxy.eviction import LARGEST_FLOOR, Bounds, Evicted, NoSpace, Reservation, Space
 from proxy.files import Disk, Entry, Handle, Tree, hop
+from proxy.stores import ledger
 from proxy.stores.disk import open_tree
 from tests.faulty_disk import FaultyDisk, Point
 
@@ -342,7 +343,7 @@ async def test_what_comes_and_goes_during_a_look_is_not_counted_for_too_little(
             looks.meanwhile = lambda: None
             other.open()
             add(tree, "bb", BLOB, 2.0)
-            other._change(0, BLOB)
+            came(tree, BLOB)
 
         looks.meanwhile = another_process
         await hop(space.look)
@@ -350,6 +351,47 @@ async def test_what_comes_and_goes_during_a_look_is_not_counted_for_too_little(
         assert await space.refresh() == 2 * BLOB
         with pytest.raises(NoSpace):
             await reserve(space, 2 * BLOB + 1)
+
+
+def came(tree: Tree, size: int) -> None:
+    """Another process has stored so many bytes."""
+    with ledger.opened(tree) as book:
+        book.change(size)
+
+
+async def test_what_goes_during_a_look_does_not_hide_what_comes(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone, walk = add(tree, "aa", BLOB, 1.0), tree.walk
+
+    def beside(directory: str) -> Iterator[Entry]:
+        if directory == "blobs":
+            tree.evict(gone)
+            ledger.took_out(tree, BLOB)
+        yield from walk(directory)
+        if directory == "blobs":
+            add(tree, "bb", BLOB, 2.0)
+            came(tree, BLOB)
+
+    async with space_of(tree, 0) as space:
+        monkeypatch.setattr(tree, "walk", beside)
+        await hop(space.look)
+        assert await space.refresh() == BLOB
+
+
+async def test_two_who_look_at_the_same_time_as_the_ledger_is_lost_do_not_count_twice(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = Looks(tree, monkeypatch)
+    async with space_of(tree, 3 * BLOB) as one, space_of(tree, 3 * BLOB) as other:
+        add(tree, "aa", BLOB, 1.0)
+        (tree.root / "ledger" / "stored").unlink()
+
+        def also() -> None:
+            looks.meanwhile = lambda: None
+            other.look()
+
+        looks.meanwhile = also
+        assert await one.refresh() == BLOB
+    assert looks.made == 3
 
 
 async def test_nobody_waits_for_a_look_who_wants_no_more_than_there_is(
@@ -466,6 +508,26 @@ async def test_what_is_pinned_is_not_dropped_whatever_is_wanted(tree: Tree) -> N
         with pytest.raises(NoSpace):
             await reserve(space, 1)
         assert names(tree) == ["aa"]
+
+
+async def test_nobody_waits_for_the_ledger_while_it_is_found_out_what_is_pinned(tree: Tree) -> None:
+    add(tree, "aa", BLOB, 1.0)
+    free: list[bool] = []
+
+    def kept() -> frozenset[str]:
+        with tree.claimed(ledger.KEY) as fd:
+            free.append(fd is not None)
+        return frozenset()
+
+    space = Space(tree, Bounds(BLOB), record_uses=Recorder().record, kept=kept, evicted=lambda _: None)
+    await hop(space.open)
+    assert not free  # nothing has to go: nobody asks
+    await space.refresh()
+    await reserve(space, BLOB)
+    assert names(tree) == []
+    assert len(free) > 1
+    assert all(free)
+    await space.aclose()
 
 
 async def test_what_is_cheap_to_keep_and_dear_to_fetch_again_stays_for_longer(tree: Tree) -> None:

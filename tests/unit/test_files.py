@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import fcntl
+import gc
 import hashlib
 import os
 import threading
@@ -509,6 +510,36 @@ async def fill_and_open(tree: Tree) -> None:
         assert await stored.read(0, 100) == b"body"
     finally:
         stored.close()
+
+
+async def test_a_look_at_all_files_ends_when_the_store_is_closed_and_leaves_nothing_to_complain_of(
+    tree: Tree, tmp_path: Path
+) -> None:
+    for name in ("aa", "bb"):
+        (tmp_path / "store" / "blobs" / name).touch()
+    begun, gate, seen, complaints = threading.Event(), threading.Event(), list[str](), list[object]()
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+
+    def look() -> None:
+        for entry in tree.walk("blobs"):
+            seen.append(entry.key)
+            begun.set()
+            gate.wait(10)
+
+    looking = asyncio.create_task(hop(look))
+    await hop(begun.wait, 10)
+    for _ in range(2):  # once for itself, and once with all that is left at the end
+        looking.cancel()
+        await asyncio.sleep(0)
+    tree.close()
+    gate.set()
+    with pytest.raises(asyncio.CancelledError):
+        await looking
+    del looking
+    await asyncio.get_running_loop().shutdown_default_executor()
+    gc.collect()
+    assert len(seen) == 1
+    assert complaints == []
 
 
 async def keep_house(tree: Tree) -> None:
