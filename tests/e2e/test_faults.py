@@ -264,6 +264,7 @@ class Trial:
             assert hashlib.new(path.parents[1].name, path.read_bytes()).hexdigest() == path.name
             assert path.stat().st_mode & 0o777 == 0o400
         await proxy.app.housekeeping._round(None)
+        await proxy.app.housekeeping._look_for_room()
         await self._visitor.pull(proxy, self._image)  # once more: an operator may have had all memory forgotten
         await proxy.settled()
         missing = set(self._image.blob_digests) | {self._image.digest}
