@@ -6,7 +6,7 @@ import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterator
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from proxy.oci.digest import Hasher
 
@@ -29,9 +29,15 @@ async def hop(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
-        work.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody else takes note of that
+        work.add_done_callback(_dispose)
         await asyncio.wait({work})
         raise
+
+
+def _dispose(work: "asyncio.Future[Any]") -> None:
+    """Nobody will see what came of it: take note of an error, and close what was opened, collected or not."""
+    if not work.cancelled() and work.exception() is None and isinstance(opened := work.result(), Handle):
+        opened.close()
 
 
 class Handle:

@@ -335,6 +335,29 @@ async def test_who_is_cancelled_waits_for_the_thread_that_works_for_it() -> None
     assert ended.is_set()
 
 
+async def test_what_was_opened_for_who_is_cancelled_is_closed_though_the_error_is_kept(tmp_path: Path) -> None:
+    began, go_on = threading.Event(), threading.Event()
+    fds: list[int] = []
+
+    def work() -> Handle:
+        began.set()
+        go_on.wait(5)
+        fds.append(os.open(tmp_path, os.O_RDONLY))
+        return Handle(fds[0], 0)
+
+    task = asyncio.create_task(hop(work))
+    await asyncio.to_thread(began.wait, 5)
+    task.cancel()
+    await asyncio.sleep(0)
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError) as kept:
+        await task
+    async with asyncio.timeout(5):
+        while is_there(fds[0]):  # noqa: ASYNC110  a thread closes it
+            await asyncio.sleep(0.001)
+    assert kept.value is not None
+
+
 # Only what is ours
 
 
