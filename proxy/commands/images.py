@@ -9,12 +9,11 @@ from typing import Any, TypeVar
 
 import click
 from prometheus_client import CollectorRegistry
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from proxy.app import build
-from proxy.commands.loading import Duration, config_option, load, refuse
+from proxy.commands.loading import Duration, config_option, console, load, refuse
 from proxy.commands.remote import Remote, Unanswered
 from proxy.config import Config
 from proxy.desk import Answer, Desk
@@ -57,13 +56,13 @@ def ls_command(path: Path | None, server: str | None, as_json: bool, patterns: t
     elif not images:
         click.echo("Nothing is cached yet." if not patterns else "Nothing that is cached matches.")
     else:
-        Console(highlight=False).print(_table(images))
+        console().print(_table(images))
 
 
 def _table(images: Sequence[Answer]) -> Table:
     table = _titles(("IMAGE", "DIGEST", "PLATFORMS"), ("SIZE", "SHARED"))
     table.add_column("LAST PULL", no_wrap=True)
-    table.add_column("STATE")
+    table.add_column("STATE", overflow="fold")
     for image in images:
         platforms = sorted({str(one["platform"]) for one in image["platforms"] if one["platform"] is not None})
         pinned = ", pinned" if image["pinned"] and not image["pinned"]["deleted"] else ""
@@ -99,15 +98,15 @@ def du_command(path: Path | None, server: str | None, as_json: bool) -> None:
     table = _titles(("REPOSITORY",), ("IMAGES", "SIZE", "SHARED"))
     for one in sorted(usage["repositories"], key=lambda one: -int(one["size"])):
         table.add_row(one["repository"], str(one["images"]), size(one["size"]), size(one["shared"]))
-    console, limit = Console(highlight=False), usage["max_size"]
-    console.print(table)
-    console.print()
-    console.print(f"{size(usage['images']):>10}  images")
-    console.print(f"{size(usage['unneeded']):>10}  blobs that no cached manifest names")
-    console.print(f"{size(usage['downloads']):>10}  downloads")
-    console.print(f"{size(usage['total']):>10}  in all, of {size(limit) if limit else 'as much as the disk has'}")
+    out, limit = console(), usage["max_size"]
+    out.print(table)
+    out.print()
+    out.print(f"{size(usage['images']):>10}  images")
+    out.print(f"{size(usage['unneeded']):>10}  blobs that no cached manifest names")
+    out.print(f"{size(usage['downloads']):>10}  downloads")
+    out.print(f"{size(usage['total']):>10}  in all, of {size(limit) if limit else 'as much as the disk has'}")
     if usage["quarantine"]:
-        console.print(f"{size(usage['quarantine']):>10}  besides, in quarantine: what was damaged, for a week")
+        out.print(f"{size(usage['quarantine']):>10}  besides, in quarantine: what was damaged, for a week")
 
 
 @click.command("show")
@@ -126,10 +125,10 @@ def show_command(path: Path | None, server: str | None, as_json: bool, name: str
     if as_json:
         click.echo(json.dumps(image, indent=2))
         return
-    console = Console(highlight=False)
-    console.print(Text(image["image"], style="bold"), soft_wrap=True)
+    out = console()
+    out.print(Text(image["image"], style="bold"), soft_wrap=True)
     for what, text in told:
-        console.print(Text(f"  {what:<11} {text}"), soft_wrap=True)
+        out.print(Text(f"  {what:<11} {text}"), soft_wrap=True)
 
 
 @click.command("rm")

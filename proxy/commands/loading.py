@@ -1,4 +1,4 @@
-"""What every command has: the configuration, and one line for what is wrong with it."""
+"""What every command has: the configuration, one line for what is wrong with it, and where its tables go."""
 
 import asyncio
 import contextlib
@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import click
 import uvloop
+from rich.console import Console
 
 from proxy import config
 from proxy.config import Config, ConfigError
@@ -18,6 +19,7 @@ from proxy.files import UnsafeDirectory, Unusable
 from proxy.values import duration, moment, size
 
 EXIT_CONFIG = 2
+WIDE = 10_000  # columns: more than a line of any table has
 
 config_option = click.option(
     "--config", "path", type=click.Path(path_type=Path, dir_okay=False), envvar="ENTREPOT_CONFIG",
@@ -84,6 +86,12 @@ def refuse(error: Exception | str, code: int = EXIT_CONFIG) -> NoReturn:
     for line in str(error).splitlines():
         click.echo(f"entrepot: {line}", err=True)
     sys.exit(code)
+
+
+def console() -> Console:
+    """Standard output for tables: as wide as the terminal; in a pipe a line stays a line, for grep and its like."""
+    is_narrow = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(highlight=False, width=None if is_narrow else WIDE)
 
 
 def guarded(start: Callable[[], Coroutine[Any, Any, None]]) -> None:
