@@ -19,6 +19,7 @@ from proxy.files import UnsafeDirectory, Unusable
 from proxy.values import duration, moment, size
 
 EXIT_CONFIG = 2
+EXIT_CTRL_C = 130
 WIDE = 10_000  # columns: more than a line of any table has
 
 config_option = click.option(
@@ -98,10 +99,11 @@ def guarded(start: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Run on uvloop; what an operator can mend is said in a line, not in a traceback."""
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(start())
+            try:
+                runner.run(start())
+            except KeyboardInterrupt:
+                os._exit(EXIT_CTRL_C)  # all is put away; close() would wait for a thread that waits for a pipe
     except (ConfigError, UnsafeDirectory, Unusable) as error:
         refuse(error)
     except OSError as error:
         refuse(ConfigError([f"store.path: {error.filename or ''} cannot be used ({error.strerror})"]))
-    except KeyboardInterrupt:
-        sys.exit(130)
