@@ -65,13 +65,18 @@ class Moment(click.ParamType[float]):
             self.fail(str(error), param, ctx)
 
 
-class Since(Moment):
-    """A time, or how long ago it was."""
+class Since(click.ParamType[float]):
+    """Unix seconds of a time, or of how long ago it was: 2026-11-01, 7d."""
+
+    name = "time"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         with contextlib.suppress(ValueError):
-            return time.time() - duration(value)
-        return super().convert(value, param, ctx)
+            return max(0.0, time.time() - duration(value))
+        try:
+            return moment(value)
+        except ValueError:
+            self.fail(f'{value!r} is neither a time nor a span: write "2026-11-01" or "7d"', param, ctx)
 
 
 def load(path: Path | None) -> Config:
