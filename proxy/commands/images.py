@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +21,7 @@ from proxy.desk import Answer, Desk
 from proxy.files import UnsafeDirectory
 from proxy.frontdoor import Closed, Told
 from proxy.inventory import age, age_of, size
-from proxy.oci.errors import OciError, Problem
+from proxy.oci.errors import OciError
 from proxy.oci.reference import Reference, Repository
 from proxy.stores.disk import open_tree
 from proxy.telemetry import Metrics, quiet
@@ -245,7 +246,7 @@ def asked(path: Path | None, server: str | None, question: Callable[[Where], T])
         with _opened(path, server) as desk:
             return question(desk)
     except OciError as error:
-        refuse(error, EXIT_NOT_CACHED if error.problem is Problem.NOT_FOUND else 2)
+        refuse(error, EXIT_NOT_CACHED if error.problem.status == HTTPStatus.NOT_FOUND else 2)  # as over HTTP
     except (Unanswered, UnsafeDirectory) as error:
         refuse(error)
     except OSError as error:

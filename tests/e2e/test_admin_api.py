@@ -18,6 +18,7 @@ from proxy.values import Listen
 
 from .harness import Proxy, running, toml
 from .raw_client import RawAnswer, RawClient, connect
+from .test_inventory import entrepot as beside
 from .test_inventory import pull
 from .upstream import FakeRegistry
 
@@ -197,6 +198,15 @@ async def test_the_commands_can_ask_a_server_in_place_of_the_directory(upstream:
             "nothing of it is cached"
             in (await entrepot("show", "--server", host, "app:v1", token="s3cret", code=1)).stderr
         )
+
+
+async def test_what_is_wrong_ends_a_command_alike_with_a_server_and_without(
+    upstream: FakeRegistry, store: Path
+) -> None:
+    async with administered(upstream, store) as (_, host):
+        for name, code in (("none:v1", 1), ("evil.example/app", 1), ("A B", 2), ("app:", 2)):
+            said = await entrepot("show", "--server", host, name, code=code)
+            assert said.stderr == (await beside(store, "show", name, code=code)).stderr
 
 
 async def test_a_server_that_is_none_is_said_in_a_line(upstream: FakeRegistry) -> None:
