@@ -204,6 +204,8 @@ def _moved(one: Answer) -> str:
         return str(one["error"])
     if one["warning"]:
         return f"not asked: {one['warning'].partition(chr(34))[2].rstrip(chr(34))}"
+    if one.get("held") and one["before"] == one["digest"]:
+        return f"not asked, for it is frozen or sealed: {one['digest']}"
     if one["before"] == one["digest"]:
         return f"unchanged, {one['digest']}"
     return f"cached, {one['digest']}" if one["before"] is None else f"moved from {one['before']} to {one['digest']}"
