@@ -25,8 +25,13 @@ from proxy.stores.base import LimitStore
 from proxy.values import duration, moment
 
 _PORT = re.compile(r":[0-9]+\Z")
-KEYS = ("images", "for", "dry_run", "as_of")
-OTHER_KEYS: Mapping[str, Sequence[str]] = {
+KEYS: Mapping[str, Sequence[str]] = {  # of each order
+    "/api/refresh": ("images",),
+    "/api/pin": ("images", "for"),
+    "/api/unpin": ("images",),
+    "/api/freeze": ("images", "as_of"),
+    "/api/unfreeze": ("images",),
+    "/api/remove": ("images", "dry_run"),
     "/api/lifecycle/apply": ("repositories",),
     "/api/lifecycle/preview": ("repositories", "policy"),
 }
@@ -198,7 +203,10 @@ class Admin:
         return {"images": await hop(self._desk.unfreeze, _names(order))}
 
     async def _remove(self, order: Mapping[str, Any]) -> object:
-        return {"images": await hop(self._desk.remove, _names(order), dry_run=order.get("dry_run") is True)}
+        dry_run = order.get("dry_run", False)
+        if not isinstance(dry_run, bool):
+            raise Refused(HTTPStatus.BAD_REQUEST, "dry_run: must be true or false")
+        return {"images": await hop(self._desk.remove, _names(order), dry_run=dry_run)}
 
     async def _apply(self, order: Mapping[str, Any]) -> object:
         return await hop(self._desk.apply, _texts(order, "repositories", "docker.io/*"))
@@ -240,10 +248,10 @@ async def _read(request: web.BaseRequest) -> Mapping[str, Any]:
         order = None
     if not isinstance(order, dict):
         raise Refused(HTTPStatus.BAD_REQUEST, 'no JSON object: send {"images": [...]}')
-    keys = OTHER_KEYS.get(request.path, KEYS)
+    keys = KEYS[request.path]
     unknown = sorted(order.keys() - set(keys))
     if unknown:
-        raise Refused(HTTPStatus.BAD_REQUEST, f"{unknown[0]}: no such key; there are {', '.join(keys)}")
+        raise Refused(HTTPStatus.BAD_REQUEST, f"{unknown[0]}: no such key; the keys here are {', '.join(keys)}")
     return order
 
 

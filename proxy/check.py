@@ -128,7 +128,11 @@ def _sentences(upstream: Upstream) -> list[str]:
         said.append("Whoever reaches this cache can pull what these accounts may read.")
     realms = dict.fromkeys([str(upstream.base.host), *upstream.realm_hosts])
     said.append(f"Tokens may come from {' or '.join(realms)}.")
+    if upstream.sealed:
+        return [*said, "It is sealed: it is asked nothing, and what is not cached cannot be had."]
     said.append(f"Upstream is asked again for a tag after {upstream.tag_ttl:g} s.")
+    if upstream.freeze:
+        said.append(f"But the tags of {', '.join(upstream.freeze)} stay what they are at their first pull.")
     if upstream.private_networks:
         said.append(f"Redirects and tokens may lead to {', '.join(map(str, upstream.private_networks))}.")
     if upstream.url.startswith("http://"):

@@ -162,7 +162,9 @@ class Desk:
                 await DiskRepositories(self._tree).tag(repository, reference) if isinstance(reference, Tag) else None
             )
             told = await ask(repository, reference)
-            answers.append({"image": name, "before": None if known is None else str(known.digest), **asdict(told)})
+            is_held = (known is not None and known.is_frozen) or self._holds_tags(repository)
+            before = None if known is None else str(known.digest)
+            answers.append({"image": name, "before": before, "held": is_held, **asdict(told)})
         return answers
 
     def preview(self, patterns: Sequence[str], policy: str | None = None) -> Answer:
@@ -192,6 +194,11 @@ class Desk:
     @property
     def _policies(self) -> lifecycle.Policies:
         return lifecycle.configured(self._config.lifecycle, self._config.upstream)
+
+    def _holds_tags(self, repository: Repository) -> bool:
+        return any(
+            one.registry == repository.registry and one.holds_tags(repository.name) for one in self._config.upstream
+        )
 
     def _parsed(self, name: str) -> tuple[Repository, Reference]:
         try:

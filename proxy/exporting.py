@@ -14,13 +14,11 @@ from proxy.inventory import size
 from proxy.oci import layout, manifest
 from proxy.oci.digest import Digest
 from proxy.oci.layout import Entry, Layout, Loadable
-from proxy.oci.manifest import INDEXES, Descriptor, Manifest
+from proxy.oci.manifest import INDEXES, MOST_NESTED, Descriptor, Manifest
 from proxy.oci.platform import Platform, is_wanted, of_index
 from proxy.oci.reference import Reference, Repository, Tag
 from proxy.stores import disk
 from proxy.warming import Parts
-
-MOST_NESTED = 2  # indexes within an index
 
 
 class ExportFailed(Exception):

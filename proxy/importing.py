@@ -20,12 +20,11 @@ from proxy.oci.digest import Digest
 from proxy.oci.errors import OciError
 from proxy.oci.history import Move
 from proxy.oci.layout import Entry, Layout
-from proxy.oci.manifest import IMAGES, INDEXES, Descriptor, Manifest, ManifestInvalid
+from proxy.oci.manifest import IMAGES, INDEXES, MOST_NESTED, Descriptor, Manifest, ManifestInvalid
 from proxy.oci.reference import Reference, Repository, Tag
 from proxy.oci.tar import Member, TarInvalid
 from proxy.stores.base import Link, RepositoryStore, TagRecord
 
-MOST_NESTED = 2  # indexes within an index
 MOST_PARTS = 100_000  # blobs and manifests of one image, however often they are named
 _LIMITS = {layout.INDEX_PATH: manifest.MAX_BYTES, layout.LAYOUT_PATH: layout.LAYOUT_LIMIT}  # bytes
 

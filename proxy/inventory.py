@@ -54,9 +54,9 @@ class Setting:
 
     def verdict(self, image: Image, record: TagRecord) -> Verdict:
         """Whether the next pull of a tag asks upstream; what a rate limit adds to `tag_ttl` is not counted."""
-        if record.is_frozen:
-            return Verdict.FRESH
         upstream = self.upstreams.get(image.repository.registry)
+        if record.is_frozen or (upstream is not None and upstream.holds_tags(image.repository.name)):
+            return Verdict.FRESH
         return verdict(record.checked, self.now, 0.0 if upstream is None else upstream.tag_ttl)
 
     def state(self, image: Image) -> str:
@@ -150,6 +150,10 @@ def _tag(tag: Tag, record: TagRecord, image: Image, setting: Setting) -> str:
     since = age(setting.now - record.checked)
     if record.is_frozen:
         return f"{tag}: frozen, upstream was asked {since} ago and will not be until it is unfrozen"
+    upstream = setting.upstreams.get(image.repository.registry)
+    if upstream is not None and upstream.holds_tags(image.repository.name):
+        why = "it is sealed" if upstream.sealed else "freeze says so"
+        return f"{tag}: stays what it is, upstream was asked {since} ago and will not be again: {why}"
     match setting.verdict(image, record):
         case Verdict.FRESH:
             return f"{tag}: fresh, upstream was asked {since} ago, within tag_ttl"
@@ -192,6 +196,9 @@ def _budget(budget: Budget, now: float) -> str:
 
 def _cost(image: Image, setting: Setting) -> str:
     """What a pull of the platforms that are cached would ask of upstream."""
+    upstream = setting.upstreams.get(image.repository.registry)
+    if upstream is not None and upstream.sealed and not image.is_whole:
+        return f"cannot be whole: {size(image.missing)} of blobs are missing, and upstream is sealed"
     questions = any(setting.verdict(image, record) is not Verdict.FRESH for record in image.tags.values())
     asked = "one HEAD for the tag, which no registry counts as a pull" if questions else "no question"
     blobs = "no bytes" if image.is_whole else f"{size(image.missing)} of blobs"

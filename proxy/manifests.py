@@ -18,7 +18,7 @@ from proxy.oci.digest import Digest
 from proxy.oci.errors import OciError, Problem
 from proxy.oci.freshness import Verdict, verdict
 from proxy.oci.history import Move
-from proxy.oci.manifest import INDEXES, Manifest
+from proxy.oci.manifest import INDEXES, MOST_NESTED, Manifest
 from proxy.oci.ratelimit import as_utc
 from proxy.oci.reference import Reference, Repository, Tag
 from proxy.permissions import Sizes
@@ -36,7 +36,6 @@ SLOW_POSTPONEMENT = 6.0  # seconds, where the failure was silence: each pull tha
 LONGEST_POSTPONEMENT = 60.0
 JUST_NOW = 1.0  # seconds for which upstream's word counts even for who wants it anew: nobody is to make a storm of that
 MOST_PARTS = 256  # of a manifest that are counted as used with it; layers of a real image are half as many
-MOST_NESTED = 2  # indexes within an index whose parts are counted as used
 
 
 @dataclass(frozen=True, slots=True)

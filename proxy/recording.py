@@ -13,7 +13,7 @@ from proxy.oci.errors import OciError
 from proxy.oci.imagelist import Wish, split
 from proxy.oci.manifest import INDEXES
 from proxy.oci.platform import of_index
-from proxy.oci.reference import Reference, Repository, Tag
+from proxy.oci.reference import Repository, Tag
 from proxy.recorder import BY, CLIENTS, END, FULL, LOCK, OVER, WORKER
 from proxy.stores import disk
 
@@ -113,16 +113,24 @@ def _parsed(line: str) -> Wish | None:
     )
 
 
-def notes(tree: Tree, images: Iterable[tuple[Repository, Reference]]) -> dict[str, str]:
+def notes(tree: Tree, found: Iterable[Wish]) -> dict[str, str]:
     """What is to be said of the manifests among those: that one is an index, or of which platform it is; blocking."""
     said: dict[str, str] = {}
-    for repository, digest in images:
-        link = disk.read_link(tree, repository, digest) if isinstance(digest, Digest) else None
-        if isinstance(digest, Digest) and link is not None and link.media_type in INDEXES:
-            found = read_manifest(tree, digest, link.media_type)
-            listed = [] if found is None else of_index(found.body)
+    for wish in found:
+        repository, digest = _named(wish)
+        link = disk.read_link(tree, repository, digest)
+        if link is not None and link.media_type in INDEXES:
+            index = read_manifest(tree, digest, link.media_type)
+            listed = [] if index is None else of_index(index.body)
             said |= {str(digest): "index", **{str(one): str(platform) for one, platform in listed if platform}}
     return said
+
+
+def _named(wish: Wish) -> tuple[Repository, Digest]:
+    """What is recorded has its full name: it means the same whatever registries are configured here."""
+    path, _, digest = split(wish.name)
+    registry, _, name = path.partition("/")
+    return Repository.parse(registry, name), Digest.parse(digest or "")
 
 
 def _untagged(wish: Wish) -> Wish:

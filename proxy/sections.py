@@ -1,6 +1,7 @@
 """The sections of the configuration, each a frozen value that cannot be impossible."""
 
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -228,6 +229,10 @@ class Upstream(Section):
     def names(self) -> tuple[str, ...]:
         """Every name that `ns` or a path component may call this upstream by."""
         return (self.registry, *self.aliases)
+
+    def holds_tags(self, name: str) -> bool:
+        """Whether tags of a repository stay what they are: upstream is not asked for them again."""
+        return self.sealed or any(fnmatchcase(name, pattern) for pattern in self.freeze)
 
     @property
     def base(self) -> URL:

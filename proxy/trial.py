@@ -15,7 +15,9 @@ LONGEST = 20.0  # seconds for one account
 
 
 def is_worth_trying(upstream: sections.Upstream) -> bool:
-    """Whether there is something that could be wrong: an account, a proxy, or TLS files of its own."""
+    """Whether it may be asked, and something could be wrong: an account, a proxy, or TLS files of its own."""
+    if upstream.sealed:
+        return False
     has_account = any(not account.anonymous for account in upstream.accounts)
     return has_account or any((upstream.proxy, upstream.ca_file, upstream.client_certificate))
 

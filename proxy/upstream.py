@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from functools import partial
 from types import MappingProxyType, TracebackType
 from typing import Literal, Self
@@ -67,7 +66,7 @@ class Upstream:
         self.registry = settings.registry
         self.as_of = settings.as_of
         self.is_sealed = settings.sealed
-        self._frozen = ("*",) if settings.sealed else settings.freeze
+        self._holds_tags = settings.holds_tags
         self._tag_ttl = settings.tag_ttl
         self._longest_tag_ttl = max(settings.tag_ttl, settings.longest_tag_ttl)
         self.egress = Egress(settings)
@@ -121,7 +120,7 @@ class Upstream:
 
     def tag_ttl(self, repository: Repository) -> float:
         """Seconds for which a tag is believed: the longer, the less upstream still allows us to ask."""
-        if any(fnmatchcase(repository.name, pattern) for pattern in self._frozen):
+        if self._holds_tags(repository.name):
             return math.inf
         return min(self._longest_tag_ttl, self._tag_ttl * self._accounts.stretch(repository))
 

@@ -11,7 +11,7 @@ from proxy.blobs import Blobs
 from proxy.manifests import Manifests
 from proxy.oci.digest import Digest
 from proxy.oci.errors import OciError, Problem
-from proxy.oci.manifest import INDEXES, Manifest
+from proxy.oci.manifest import INDEXES, MOST_NESTED, Manifest
 from proxy.oci.platform import Platform, is_wanted, of_index
 from proxy.oci.reference import Reference, Repository, Tag
 
@@ -19,7 +19,6 @@ AT_ONCE = 4  # blobs; each may take several connections, and clients want some a
 TRIES = 3
 LONGEST_WAIT = 60.0  # seconds that a limit or an outage is waited out before the next try
 FIRST_WAIT = 1.0
-MOST_NESTED = 2  # indexes within an index
 T = TypeVar("T")
 
 _MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}

@@ -4,8 +4,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from proxy.manifests import note_move
 from proxy.oci.digest import Digest
 from proxy.oci.errors import OciError
+from proxy.oci.history import Move
 from proxy.oci.imagelist import Wish, split
 from proxy.oci.reference import Reference, Repository, Tag
 from proxy.routing import Routes
@@ -53,3 +55,4 @@ async def put_tags(repositories: RepositoryStore, repository: Repository, parts:
         link = await repositories.link(repository, digest)
         if link is not None and await repositories.tag(repository, tag) is None:
             await repositories.put_tag(repository, tag, TagRecord(digest, time.time()))
+            await note_move(repositories, repository, tag, Move(time.time(), digest))

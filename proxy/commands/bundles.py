@@ -73,6 +73,10 @@ def export_command(  # noqa: PLR0913, PLR0917  click hands over each option
     unless everything could be had; exit status 1 then.
     """
     config = load(path)
+    if bundle is not None and bundle.resolve() in {one.resolve() for one in since}:
+        raise click.BadParameter(
+            "the new bundle needs it, and would take its place: name another", param_hint="--since"
+        )
     shipment = Shipment(Order(wishes(config, images, file), wanted(asked), None), since, bundle)
     warmed: dict[str, Warmed | str] = {}
     if not cached:

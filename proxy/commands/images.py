@@ -4,24 +4,24 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 from prometheus_client import CollectorRegistry
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from proxy.app import build
-from proxy.commands.loading import Duration, config_option, load, refuse
+from proxy.commands.loading import Duration, config_option, console, load, refuse
 from proxy.commands.remote import Remote, Unanswered
 from proxy.config import Config
 from proxy.desk import Answer, Desk
 from proxy.files import UnsafeDirectory
 from proxy.frontdoor import Closed, Told
 from proxy.inventory import age, age_of, size
-from proxy.oci.errors import OciError, Problem
+from proxy.oci.errors import OciError
 from proxy.oci.reference import Reference, Repository
 from proxy.stores.disk import open_tree
 from proxy.telemetry import Metrics, quiet
@@ -57,13 +57,13 @@ def ls_command(path: Path | None, server: str | None, as_json: bool, patterns: t
     elif not images:
         click.echo("Nothing is cached yet." if not patterns else "Nothing that is cached matches.")
     else:
-        Console(highlight=False).print(_table(images))
+        console().print(_table(images))
 
 
 def _table(images: Sequence[Answer]) -> Table:
     table = _titles(("IMAGE", "DIGEST", "PLATFORMS"), ("SIZE", "SHARED"))
     table.add_column("LAST PULL", no_wrap=True)
-    table.add_column("STATE")
+    table.add_column("STATE", overflow="fold")
     for image in images:
         platforms = sorted({str(one["platform"]) for one in image["platforms"] if one["platform"] is not None})
         pinned = ", pinned" if image["pinned"] and not image["pinned"]["deleted"] else ""
@@ -99,15 +99,15 @@ def du_command(path: Path | None, server: str | None, as_json: bool) -> None:
     table = _titles(("REPOSITORY",), ("IMAGES", "SIZE", "SHARED"))
     for one in sorted(usage["repositories"], key=lambda one: -int(one["size"])):
         table.add_row(one["repository"], str(one["images"]), size(one["size"]), size(one["shared"]))
-    console, limit = Console(highlight=False), usage["max_size"]
-    console.print(table)
-    console.print()
-    console.print(f"{size(usage['images']):>10}  images")
-    console.print(f"{size(usage['unneeded']):>10}  blobs that no cached manifest names")
-    console.print(f"{size(usage['downloads']):>10}  downloads")
-    console.print(f"{size(usage['total']):>10}  in all, of {size(limit) if limit else 'as much as the disk has'}")
+    out, limit = console(), usage["max_size"]
+    out.print(table)
+    out.print()
+    out.print(f"{size(usage['images']):>10}  images")
+    out.print(f"{size(usage['unneeded']):>10}  blobs that no cached manifest names")
+    out.print(f"{size(usage['downloads']):>10}  downloads")
+    out.print(f"{size(usage['total']):>10}  in all, of {size(limit) if limit else 'as much as the disk has'}")
     if usage["quarantine"]:
-        console.print(f"{size(usage['quarantine']):>10}  besides, in quarantine: what was damaged, for a week")
+        out.print(f"{size(usage['quarantine']):>10}  besides, in quarantine: what was damaged, for a week")
 
 
 @click.command("show")
@@ -126,10 +126,10 @@ def show_command(path: Path | None, server: str | None, as_json: bool, name: str
     if as_json:
         click.echo(json.dumps(image, indent=2))
         return
-    console = Console(highlight=False)
-    console.print(Text(image["image"], style="bold"), soft_wrap=True)
+    out = console()
+    out.print(Text(image["image"], style="bold"), soft_wrap=True)
     for what, text in told:
-        console.print(Text(f"  {what:<11} {text}"), soft_wrap=True)
+        out.print(Text(f"  {what:<11} {text}"), soft_wrap=True)
 
 
 @click.command("rm")
@@ -204,6 +204,8 @@ def _moved(one: Answer) -> str:
         return str(one["error"])
     if one["warning"]:
         return f"not asked: {one['warning'].partition(chr(34))[2].rstrip(chr(34))}"
+    if one.get("held") and one["before"] == one["digest"]:
+        return f"not asked, for it is frozen or sealed: {one['digest']}"
     if one["before"] == one["digest"]:
         return f"unchanged, {one['digest']}"
     return f"cached, {one['digest']}" if one["before"] is None else f"moved from {one['before']} to {one['digest']}"
@@ -246,7 +248,7 @@ def asked(path: Path | None, server: str | None, question: Callable[[Where], T])
         with _opened(path, server) as desk:
             return question(desk)
     except OciError as error:
-        refuse(error, EXIT_NOT_CACHED if error.problem is Problem.NOT_FOUND else 2)
+        refuse(error, EXIT_NOT_CACHED if error.problem.status == HTTPStatus.NOT_FOUND else 2)  # as over HTTP
     except (Unanswered, UnsafeDirectory) as error:
         refuse(error)
     except OSError as error:

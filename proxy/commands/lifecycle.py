@@ -5,12 +5,11 @@ from itertools import groupby
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from proxy.commands.images import asked, json_option, server_option
-from proxy.commands.loading import config_option, refuse
+from proxy.commands.loading import config_option, console, refuse
 from proxy.config import policy_text
 from proxy.desk import Answer
 from proxy.inventory import size
@@ -103,24 +102,24 @@ def _count(images: int) -> str:
 
 def _print(told: Answer) -> None:
     """A table for each rule of each policy; in it, the oldest image first."""
-    console = Console(highlight=False)
+    out = console()
     order = {policy["name"]: place for place, policy in enumerate(told["policies"])}
     by_rule = sorted(told["images"], key=lambda one: (order[one["policy"]], one["rule"]))
     for (policy, rule), taken in groupby(by_rule, key=lambda one: (one["policy"], one["rule"])):
         some = list(taken)
         description = f": {some[0]['description']}" if some[0]["description"] else ""
-        console.print(Text(f"{policy}, rule {rule}{description}", style="bold"), soft_wrap=True)
+        out.print(Text(f"{policy}, rule {rule}{description}", style="bold"), soft_wrap=True)
         table = Table(box=None, pad_edge=False)
         table.add_column("  IMAGE", overflow="fold")
         table.add_column("DIGEST", no_wrap=True)
         table.add_column("FREED", justify="right", no_wrap=True)
-        table.add_column("WHY")
+        table.add_column("WHY", overflow="fold")
         for one in some:
             why = f"kept: {one['kept']}" if one["kept"] else one["why"]
             tags = [f"{one['repository']}:{one['tags'][0]}", *one["tags"][1:]] if one["tags"] else [one["repository"]]
             table.add_row(Text(f"  {', '.join(tags)}"), one["digest"][7:19], size(one["freed"]), why)
-        console.print(table)
-        console.print()
+        out.print(table)
+        out.print()
 
 
 COMMANDS = (lifecycle_group,)

@@ -1,4 +1,4 @@
-"""What every command has: the configuration, and one line for what is wrong with it."""
+"""What every command has: the configuration, one line for what is wrong with it, and where its tables go."""
 
 import asyncio
 import contextlib
@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import click
 import uvloop
+from rich.console import Console
 
 from proxy import config
 from proxy.config import Config, ConfigError
@@ -18,6 +19,8 @@ from proxy.files import UnsafeDirectory, Unusable
 from proxy.values import duration, moment, size
 
 EXIT_CONFIG = 2
+EXIT_CTRL_C = 130
+WIDE = 10_000  # columns: more than a line of any table has
 
 config_option = click.option(
     "--config", "path", type=click.Path(path_type=Path, dir_okay=False), envvar="ENTREPOT_CONFIG",
@@ -62,13 +65,18 @@ class Moment(click.ParamType[float]):
             self.fail(str(error), param, ctx)
 
 
-class Since(Moment):
-    """A time, or how long ago it was."""
+class Since(click.ParamType[float]):
+    """Unix seconds of a time, or of how long ago it was: 2026-11-01, 7d."""
+
+    name = "time"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         with contextlib.suppress(ValueError):
-            return time.time() - duration(value)
-        return super().convert(value, param, ctx)
+            return max(0.0, time.time() - duration(value))
+        try:
+            return moment(value)
+        except ValueError:
+            self.fail(f'{value!r} is neither a time nor a span: write "2026-11-01" or "7d"', param, ctx)
 
 
 def load(path: Path | None) -> Config:
@@ -86,14 +94,21 @@ def refuse(error: Exception | str, code: int = EXIT_CONFIG) -> NoReturn:
     sys.exit(code)
 
 
+def console() -> Console:
+    """Standard output for tables: as wide as the terminal; in a pipe a line stays a line, for grep and its like."""
+    is_narrow = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(highlight=False, width=None if is_narrow else WIDE)
+
+
 def guarded(start: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Run on uvloop; what an operator can mend is said in a line, not in a traceback."""
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(start())
+            try:
+                runner.run(start())
+            except KeyboardInterrupt:
+                os._exit(EXIT_CTRL_C)  # all is put away; close() would wait for a thread that waits for a pipe
     except (ConfigError, UnsafeDirectory, Unusable) as error:
         refuse(error)
     except OSError as error:
         refuse(ConfigError([f"store.path: {error.filename or ''} cannot be used ({error.strerror})"]))
-    except KeyboardInterrupt:
-        sys.exit(130)

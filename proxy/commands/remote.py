@@ -25,9 +25,13 @@ class Remote:
 
     def __init__(self, server: str) -> None:
         """`server` is the URL of its admin listener, or host:port."""
-        self._url = URL(server if "://" in server else f"http://{server}")
+        wrong = Unanswered(f'--server: {server!r} is no address: write "127.0.0.1:5001" or a URL')
+        try:
+            self._url = URL(server if "://" in server else f"http://{server}")
+        except ValueError:
+            raise wrong from None
         if self._url.scheme not in {"http", "https"} or not self._url.host:
-            raise Unanswered(f'--server: {server!r} is no address: write "127.0.0.1:5001" or a URL')
+            raise wrong
 
     def images(self, patterns: Sequence[str]) -> list[Answer]:
         """The images that are cached."""

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from proxy.app import build
 from proxy.commands.images import json_option
-from proxy.commands.loading import Size, config_option, guarded, load, refuse
+from proxy.commands.loading import Size, config_option, console, guarded, load, refuse
 from proxy.config import Config
 from proxy.healing import Finding
 from proxy.inventory import age, size
@@ -66,8 +66,8 @@ def scrub_command(path: Path | None, as_json: bool, rate: int, no_heal: bool) ->
 
 async def _scrub(config: Config, throttle: Throttle, report: Report, *, fetch: bool) -> None:
     columns = (TextColumn("scrub"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+    terminal = Console(stderr=True)
+    with Progress(*columns, console=terminal, disable=not terminal.is_terminal, transient=True) as progress:
         async with build(config, quiet(), Metrics(CollectorRegistry())) as app:
             task = progress.add_task("scrub", total=await app.means.space.refresh() or None)
             order = Order(throttle, fetch, report.found, lambda count: progress.advance(task, count))
@@ -96,7 +96,7 @@ def _told(tally: Tally, findings: Sequence[Finding]) -> dict[str, Any]:
 
 
 def _print(tally: Tally, findings: Sequence[Finding]) -> None:
-    console, total = Console(highlight=False), sum(tally.findings.values())
+    out, total = console(), sum(tally.findings.values())
     if findings:
         table = Table(box=None, pad_edge=False)
         for title in ("FOUND", "WHAT", "SIZE", "BECAME"):
@@ -104,14 +104,14 @@ def _print(tally: Tally, findings: Sequence[Finding]) -> None:
         for one in findings:
             became = f"{one.fate}: {one.reason}" if one.reason else str(one.fate)
             table.add_row(one.kind, Text(_name(one)), size(one.damage.size), Text(_printable(became)))
-        console.print(table)
-        console.print()
+        out.print(table)
+        out.print()
     if total > len(findings):
-        console.print(f"... and {total - len(findings):,} more")
+        out.print(f"... and {total - len(findings):,} more")
     seconds = 0.0 if tally.ended is None else max(0.0, tally.ended - tally.began)
     span = age(seconds) if seconds >= 60 else f"{seconds:.1f} s"
     fates = "".join(f", {count} {fate}" for fate, count in sorted(tally.fates.items()))
-    console.print(
+    out.print(
         f"{tally.blobs:,} blobs and {tally.records:,} records, {size(tally.size)} read in {span}: "
         + (f"{total:,} found{fates}" if total else "all is well"),
         soft_wrap=True,

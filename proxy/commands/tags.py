@@ -4,11 +4,10 @@ import json
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from proxy.commands.images import asked, images_argument, json_option, say, server_option
-from proxy.commands.loading import Moment, Since, config_option
+from proxy.commands.loading import Moment, Since, config_option, console
 
 
 @click.command("moves")
@@ -37,7 +36,7 @@ def moves_command(
         table.add_column(title, overflow="fold", no_wrap=title != "IMAGE")
     for one in found:
         table.add_row(one["at"], one["image"], "new" if one["from"] is None else one["from"][7:19], one["to"][7:19])
-    Console(highlight=False).print(table)
+    console().print(table)
 
 
 @click.command("freeze")

@@ -1,5 +1,6 @@
 """Files that an operator names, outside of the store: read or written once, front to back."""
 
+import asyncio
 import contextlib
 import errno
 import os
@@ -20,17 +21,19 @@ class Unusable(Exception):
 class Stream:
     """A file or a pipe that an operator names, outside of the tree: read or written once, front to back.
 
-    `size` is how many bytes there are to read, where that can be known. Everything raises Unusable.
+    `size` is how many bytes there are to read, where that can be known. Everything raises Unusable. Who is cancelled
+    waits for no other program where `is_standard`: nobody closes that under the thread.
     """
 
-    def __init__(self, fd: int, name: str, size: int | None = None) -> None:
+    def __init__(self, fd: int, name: str, size: int | None = None, *, is_standard: bool = False) -> None:
         self._fd = fd
         self.name = name
         self.size = size
+        self._hop = asyncio.to_thread if is_standard else hop
 
     async def read(self, count: int) -> bytes:
         """The next `count` bytes; fewer only at the end."""
-        return await hop(self._read, count)
+        return await self._hop(self._read, count)
 
     def _read(self, count: int) -> bytes:
         found = bytearray()
@@ -41,7 +44,7 @@ class Stream:
 
     async def skip(self, count: int) -> int:
         """Pass over `count` bytes, which costs nothing in a file; returns how many there were."""
-        return await hop(self._skip, count) if count else 0
+        return await self._hop(self._skip, count) if count else 0
 
     def _skip(self, count: int) -> int:
         left = count
@@ -56,7 +59,7 @@ class Stream:
 
     async def write(self, data: bytes, hasher: Hasher | None = None) -> None:
         """Write all of that, and hash it."""
-        await hop(self._write, memoryview(data), hasher)
+        await self._hop(self._write, memoryview(data), hasher)
 
     def _write(self, data: memoryview, hasher: Hasher | None) -> None:
         if hasher is not None:
@@ -70,7 +73,7 @@ class Stream:
 async def reading(path: Path | None) -> AsyncIterator[Stream]:
     """A file that an operator names, or standard input. Raises Unusable."""
     if path is None:
-        yield Stream(sys.stdin.fileno(), "standard input")
+        yield Stream(sys.stdin.fileno(), "standard input", is_standard=True)
         return
     with _told(str(path), "read"):
         fd, size = await hop(_open_outside, path)
@@ -93,7 +96,7 @@ async def replacing(path: Path | None) -> AsyncIterator[Stream]:
     if path is None:
         if sys.stdout.isatty():
             raise Unusable("standard output is a terminal: name a file, or give it to another program")
-        yield Stream(sys.stdout.fileno(), "standard output")
+        yield Stream(sys.stdout.fileno(), "standard output", is_standard=True)
         return
     with _told(str(path), "written"):
         fd, temporary, target = await hop(_open_beside, path)

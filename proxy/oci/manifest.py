@@ -18,6 +18,7 @@ from proxy.oci.errors import OciError
 MAX_BYTES = 4 * 1024 * 1024
 MAX_DEPTH = 64
 MAX_CONTAINERS = 100_000  # objects and lists: a manifest of 4 MiB whose descriptors are real has some 40,000
+MOST_NESTED = 2  # indexes within an index that are followed
 
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"

@@ -18,6 +18,7 @@ from proxy.values import Listen
 
 from .harness import Proxy, running, toml
 from .raw_client import RawAnswer, RawClient, connect
+from .test_inventory import entrepot as beside
 from .test_inventory import pull
 from .upstream import FakeRegistry
 
@@ -112,6 +113,8 @@ async def test_refresh_asks_upstream_now_and_says_what_moved(upstream: FakeRegis
         ("POST", "/api/pin", {"images": ["app:v1"], "for": "soon"}, JSON, 400),
         ("POST", "/api/pin", {"images": ["app:v1"], "for": [1]}, JSON, 400),
         ("POST", "/api/pin", {"images": ["app:v1"], "til": "30d"}, JSON, 400),
+        ("POST", "/api/pin", {"images": ["app:v1"], "dry_run": True}, JSON, 400),
+        ("POST", "/api/freeze", {"images": ["app:v1"], "for": "30d"}, JSON, 400),
         ("POST", "/api/pin", b"[" * MAX_BODY * 2, JSON, 413),
         ("GET", "/api/images", None, {"Host": "evil.example"}, 403),
         ("GET", "/api/images", None, {"Host": "127.0.0.1.evil.example"}, 403),
@@ -125,6 +128,17 @@ async def test_what_is_no_question_is_refused_with_a_word(
         answer = await ask(host, method, target, body, headers)
         assert answer[0] == status
         assert answer[1]
+
+
+@pytest.mark.parametrize("said", ["true", "false", 1, None])
+async def test_nothing_is_removed_on_a_dry_run_that_is_neither_true_nor_false(
+    upstream: FakeRegistry, store: Path, said: object
+) -> None:
+    image = upstream.add_image(REPO, "v1", [b"layer"])
+    async with administered(upstream, store) as (proxy, host):
+        await pull(proxy, image)
+        assert (await order(host, "remove", images=["app:v1"], dry_run=said))[0] == 400
+        assert len(proxy.blobs()) == 3
 
 
 @pytest.mark.parametrize("name", ["127.0.0.1", "localhost", "localhost:5001", "[::1]", "[::1]:5001"])
@@ -186,8 +200,17 @@ async def test_the_commands_can_ask_a_server_in_place_of_the_directory(upstream:
         )
 
 
+async def test_what_is_wrong_ends_a_command_alike_with_a_server_and_without(
+    upstream: FakeRegistry, store: Path
+) -> None:
+    async with administered(upstream, store) as (_, host):
+        for name, code in (("none:v1", 1), ("evil.example/app", 1), ("A B", 2), ("app:", 2)):
+            said = await entrepot("show", "--server", host, name, code=code)
+            assert said.stderr == (await beside(store, "show", name, code=code)).stderr
+
+
 async def test_a_server_that_is_none_is_said_in_a_line(upstream: FakeRegistry) -> None:
-    for server in ("127.0.0.1:1", "ftp://x", upstream.host, "http://"):
+    for server in ("127.0.0.1:1", "ftp://x", upstream.host, "http://", "http://[", "127.0.0.1:99999"):
         said = await entrepot("ls", "--server", server, code=2)
         assert said.stderr.count("\n") == 1, said.stderr
 

@@ -91,4 +91,5 @@ async def test_a_proxy_that_cannot_be_reached_is_one_line(upstream: FakeRegistry
 async def test_offline_and_with_nothing_to_try_nobody_is_asked(upstream: FakeRegistry, tmp_path: Path) -> None:
     assert (await check(tmp_path, toml(upstream.url, more=LOGIN), "--offline"))[0] == 0
     assert (await check(tmp_path, toml(upstream.url)))[0] == 0
+    assert (await check(tmp_path, toml(upstream.url, more=f"{LOGIN}\nsealed = true")))[0] == 0
     assert upstream.count() == 0

@@ -128,6 +128,20 @@ async def test_what_an_earlier_bundle_has_is_left_out_and_that_is_said(
     assert "cut off" in refused.stderr
 
 
+async def test_a_bundle_never_takes_the_place_of_the_one_that_it_goes_by(
+    upstream: FakeRegistry, store: Path, tmp_path: Path
+) -> None:
+    upstream.add_image(REPO, "v1", [b"one"])
+    configured(upstream, store)
+    old = tmp_path / "old.tar"
+    await exported(store, "app:v1", str(old))
+    before = old.read_bytes()
+    (tmp_path / "link.tar").symlink_to(old)
+    refused = await entrepot(store, "export", "--since", str(tmp_path / "link.tar"), "app:v1", str(old), code=2)
+    assert "would take its place" in refused.stderr
+    assert old.read_bytes() == before
+
+
 async def test_only_what_is_cached_is_exported_without_a_question_and_what_is_not_whole_is_refused(
     upstream: FakeRegistry, store: Path, tmp_path: Path
 ) -> None:

@@ -261,9 +261,8 @@ async def test_what_goes_again_while_the_rest_comes_is_said(
     assert "no room for all of it" in said["failure"]
 
 
-async def test_a_killed_import_leaves_nothing_wrong_and_can_be_done_again(
-    upstream: FakeRegistry, image: Image, bundle: Path, empty: Path
-) -> None:
+async def ended_half_way(empty: Path, bundle: Path, number: signal.Signals) -> int:
+    """Send a signal to an import that waits for the rest of a bundle; its exit status."""
     command = [sys.executable, "-m", "proxy", "import", "--config", str(empty.parent / f"{empty.name}.toml"), "-"]
     process = await asyncio.create_subprocess_exec(
         *command, stdin=asyncio.subprocess.PIPE, env={**os.environ, "ENTREPOT_STORE_PATH": str(empty)}
@@ -271,8 +270,19 @@ async def test_a_killed_import_leaves_nothing_wrong_and_can_be_done_again(
     assert process.stdin is not None
     process.stdin.write((await asyncio.to_thread(bundle.read_bytes))[:2_000_000])
     await until(lambda: any(path.stat().st_size > 500_000 for path in empty.glob("spool/*")))
-    process.send_signal(signal.SIGKILL)
-    await process.wait()
+    process.send_signal(number)
+    return await process.wait()
+
+
+async def test_ctrl_c_ends_an_import_though_the_other_end_of_its_pipe_says_nothing(bundle: Path, empty: Path) -> None:
+    assert await ended_half_way(empty, bundle, signal.SIGINT) == 130
+    assert os.listdir(empty / "spool") == []
+
+
+async def test_a_killed_import_leaves_nothing_wrong_and_can_be_done_again(
+    upstream: FakeRegistry, bundle: Path, image: Image, empty: Path
+) -> None:
+    await ended_half_way(empty, bundle, signal.SIGKILL)
     assert not [path for path in published(empty) if not path.startswith("blobs/")]
     (said,) = await imported(empty, str(bundle))
     assert said["failure"] is None

@@ -72,6 +72,21 @@ async def test_an_image_is_listed_with_its_tags_its_size_and_what_it_shares(
         assert one.digest[7:19] in table
 
 
+async def test_in_a_pipe_a_line_stays_a_line_and_on_a_narrow_terminal_nothing_is_cut_off(
+    upstream: FakeRegistry, store: Path
+) -> None:
+    name = f"docker.io/{'a' * 30}/{'b' * 30}/{'c' * 30}"
+    image = upstream.add_image(name.partition("/")[2], "v1", [b"layer"])
+    async with running(toml(upstream.url), store) as proxy:
+        await pull(proxy, image)
+    for columns in (None, "60"):
+        runner = CliRunner(env={"ENTREPOT_STORE_PATH": str(store), "COLUMNS": columns})
+        for command in ("ls", "du", "moves"):
+            said = (await asyncio.to_thread(runner.invoke, main, [command])).stdout
+            assert (name in said) is (columns is None)
+            assert "…" not in said
+
+
 async def test_what_is_missing_of_an_image_is_said_in_bytes(upstream: FakeRegistry, store: Path) -> None:
     image = upstream.add_image(REPO, "v1", [b"x" * 1000, b"y" * 2000])
     async with running(toml(upstream.url), store) as proxy:

@@ -1,6 +1,7 @@
 """What a boot or a build asks for, written down to the last blob: warm and export bring exactly that."""
 
 import asyncio
+import json
 import os
 import signal
 import sys
@@ -90,6 +91,8 @@ async def test_a_bundle_of_a_recording_has_exactly_that_and_is_imported_for_what
     bundle = tmp_path / "bundle.tar"
     await exported(store, "-f", str(path), str(bundle))
     assert blobs_of(bundle) == {index, image.digest, *image.blob_digests[:2]}
+    moves = json.loads((await entrepot(store, "moves", "--json")).stdout)
+    assert [(one["image"], one["to"]) for one in moves] == [(f"{name}:v1", index)]
     since = tmp_path / "since.tar"
     await exported(store, "--cached", "--since", str(bundle), "-f", str(path), str(since))
     third = tmp_path / "third"
@@ -111,8 +114,27 @@ async def test_it_ends_as_its_command_does_and_only_the_clients_that_are_named_c
         command = pulling(process, ["manifests/v1", "manifests/none"])
         path = await recorded(process, "--client", "192.0.2.1", command=command, code=1)
         assert len((await asyncio.to_thread(path.read_text)).splitlines()) == 1
-        path = await recorded(process, "--client", "192.0.2.1", "--client", "127.0.0.1", command=command, code=1)
+        other = store.parent / "other.toml"  # that does not know the registry: the server does
+        other.write_text('[[upstream]]\nregistry = "ghcr.io"\n')
+        clients = ["--client", "192.0.2.1", "--client", "127.0.0.1"]
+        path = await recorded(process, "--config", str(other), *clients, command=command, code=1)
         assert len((await asyncio.to_thread(path.read_text)).splitlines()) == 2
+
+
+async def test_its_command_keeps_its_options_and_is_told_to_end_and_how_it_ended_is_said_as_a_shell_says_it(
+    upstream: FakeRegistry, store: Path
+) -> None:
+    async with serving(toml(upstream.url), store) as process:
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "proxy", "record", "--config", str(store.parent / f"{store.name}.toml"),
+            "-o", str(store.parent / "list.txt"), "sh", "-c", "echo $0 $*; exec sleep 600", "-o", "--client", "x",
+            stdout=asyncio.subprocess.PIPE, env={**os.environ, "ENTREPOT_STORE_PATH": str(process.store)},
+        )  # fmt: skip
+        assert child.stdout is not None
+        assert await child.stdout.readline() == b"-o --client x\n"
+        child.terminate()
+        assert await child.wait() == 128 + signal.SIGTERM
+        assert len((await asyncio.to_thread((store.parent / "list.txt").read_text)).splitlines()) == 1
 
 
 async def test_ctrl_c_ends_it_and_a_killed_one_leaves_nothing_that_lasts(upstream: FakeRegistry, store: Path) -> None:
@@ -138,3 +160,11 @@ async def test_without_a_server_nothing_is_recorded(upstream: FakeRegistry, stor
     (store.parent / f"{store.name}.toml").write_text(toml(upstream.url))
     said = await entrepot(store, "record", "-o", str(store.parent / "list.txt"), "--", "true", code=2)
     assert said.stderr == "entrepot: no server is running on this directory\n"
+
+
+async def test_what_is_mistyped_is_said_before_anything_is_recorded(upstream: FakeRegistry, store: Path) -> None:
+    (store.parent / f"{store.name}.toml").write_text(toml(upstream.url))
+    said = await entrepot(store, "record", "-o", str(store / "none" / "list.txt"), code=2)
+    assert "list.txt: cannot be written (No such file or directory)" in said.stderr
+    said = await entrepot(store, "record", "-o", str(store.parent / "list.txt"), "--client", "localhost", code=2)
+    assert "'localhost' is no IP address" in said.stderr

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from .harness import running, toml
-from .test_inventory import pull
+from .test_inventory import entrepot, pull
 from .upstream import FakeRegistry
 
 REPO = "library/app"
@@ -26,6 +26,25 @@ async def test_what_is_cached_is_served_and_nothing_is_asked(upstream: FakeRegis
             assert (await proxy.get(f"/v2/{REPO}/blobs/{digest}")).status == 200
             assert (await proxy.head(f"/v2/{REPO}/blobs/{digest}")).status == 200
         await proxy.app.housekeeping._round(None)
+    assert upstream.connections == before
+
+
+@pytest.mark.parametrize("more", ["sealed = true", 'freeze = ["library/*"]'])
+async def test_an_operator_is_told_that_the_next_pull_asks_nobody(
+    upstream: FakeRegistry, store: Path, more: str
+) -> None:
+    image = upstream.add_image(REPO, "v1", [b"layer"])
+    async with running(toml(upstream.url, more='tag_ttl = "0s"'), store) as proxy:
+        await pull(proxy, image, blobs=1)
+    text = toml(upstream.url, more=f'tag_ttl = "0s"\n{more}', server='listen = "127.0.0.1:1"')
+    (store.parent / f"{store.name}.toml").write_text(text)
+    before = upstream.connections
+    said = (await entrepot(store, "show", "app:v1")).stdout
+    assert ("v1: stays what it is" in said, "the next pull asks again" in said) == (True, False)
+    cost = "no question, 5 B of blobs" if "freeze" in more else "cannot be whole: 5 B of blobs are missing"
+    assert cost in said
+    said = (await entrepot(store, "refresh", "app:v1")).stdout
+    assert said == f"app:v1: not asked, for it is frozen or sealed: {image.digest}\n"
     assert upstream.connections == before
 
 

@@ -159,7 +159,7 @@ async def test_the_moves_are_reported_in_order(upstream: FakeRegistry, store: Pa
         assert len(json.loads((await entrepot(store, "moves", "--json", "--since", since)).stdout)) == 1
         assert images[2].digest[7:19] in (await entrepot(store, "moves")).stdout
         assert (await entrepot(store, "moves", "--since", "2100-01-01")).stdout == "No tag has moved.\n"
-        assert "no time" in (await entrepot(store, "moves", "--since", "x", code=2)).stderr
+        assert "neither a time nor a span" in (await entrepot(store, "moves", "--since", "x", code=2)).stderr
 
 
 async def test_a_history_outlives_a_restart_and_a_damaged_one_costs_no_pull(
@@ -191,3 +191,5 @@ async def test_tags_are_frozen_and_moves_told_over_http(upstream: FakeRegistry, 
         assert (await ask(host, "GET", "/api/moves"))[1]["moves"][0]["to"] == image.digest
         assert (await ask(host, "GET", "/api/moves?since=2100-01-01"))[1] == {"moves": []}
         assert "No tag has moved" not in (await entrepot(store, "moves", "--server", host)).stdout
+        span = ["--since", "36500d"]  # longer than there has been unix time
+        assert "No tag has moved" not in (await entrepot(store, "moves", *span, "--server", host)).stdout

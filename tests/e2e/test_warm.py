@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from proxy import warming
 
 from .harness import Proxy, running, toml, until
@@ -146,6 +148,36 @@ async def test_a_limit_that_is_soon_over_is_waited_out(upstream: FakeRegistry, s
     upstream.on("GET", path_contains="/manifests/", times=1).status(429, [("Retry-After", "1")])
     (said,) = await warmed(store, "app:v1")
     assert (said["digest"], said["failures"]) == (image.digest, [])
+
+
+@pytest.mark.parametrize(("turns", "most"), [(4, 3), (64, warming.AT_ONCE)])
+async def test_blobs_come_side_by_side_within_the_turns_that_upstream_gives(
+    upstream: FakeRegistry, store: Path, turns: int, most: int
+) -> None:
+    upstream.add_image(REPO, "v1", [b"%d" % number for number in range(8)])
+    configured(upstream, store, more=f"max_requests = {turns}")
+    gate = upstream.on("GET", path_contains="/blobs/").hang()
+    task = asyncio.create_task(warmed(store, "app:v1"))
+    await until(lambda: gate.arrivals == most)
+    assert upstream.count("GET", path_contains="/blobs/") == most
+    gate.open()
+    (said,) = await task
+    assert (said["failures"], gate.arrivals) == ([], 9)
+
+
+async def test_a_terminal_is_shown_how_far_it_is(upstream: FakeRegistry, store: Path) -> None:
+    upstream.add_image(REPO, "v1", [BIG])
+    configured(upstream, store)
+    command = [sys.executable, "-m", "proxy", "warm", "--config", str(store.parent / f"{store.name}.toml"), "app:v1"]
+    terminal, screen = os.openpty()
+    environ = {**os.environ, "ENTREPOT_STORE_PATH": str(store), "COLUMNS": "100", "TERM": "xterm"}
+    process = await asyncio.create_subprocess_exec(*command, env=environ, stdout=asyncio.subprocess.PIPE, stderr=screen)
+    os.close(screen)
+    said, _ = await process.communicate()
+    shown = await asyncio.to_thread(os.read, terminal, 65536)
+    os.close(terminal)
+    assert (process.returncode, said) == (0, b"app:v1: 2 blobs, 3.0 MB\n")
+    assert b"3.0/3.0 MB" in shown
 
 
 async def test_bad_options_are_refused_with_an_example(upstream: FakeRegistry, store: Path) -> None:

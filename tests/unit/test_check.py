@@ -151,3 +151,10 @@ def test_what_is_brought_in_by_itself_is_said(tmp_path: Path) -> None:
     good, told = said(tmp_path, text)
     assert good
     assert "brought in every 6 h\n  nginx, redis, what /etc/images lists, for all.\n  Pinned for 7 d each time." in told
+
+
+def test_what_is_asked_nothing_is_said(tmp_path: Path) -> None:
+    table = '[[upstream]]\nregistry = "ghcr.io"\n'
+    assert "is asked nothing" in said(tmp_path, f"{table}sealed = true")[1]
+    assert "asked again for a tag" not in said(tmp_path, f"{table}sealed = true")[1]
+    assert "the tags of library/* stay" in said(tmp_path, f'{table}freeze = ["library/*"]')[1]
