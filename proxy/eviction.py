@@ -78,6 +78,7 @@ class Space:
         self._reserved_here = 0  # bytes, as the file of our own has it unless the disk would not take it
         self._owed: list[tuple[int, int]] = []  # reserved, stored: what is over, and not in the ledger yet
         self._making_room = asyncio.Lock()  # one look at a time
+        self._waiters = 0  # how many want room that there is not yet
         self._is_doubtful = False  # the ledger: a process died that had a part in it
         self._looked = -math.inf  # when the last look ended, by the monotonic clock
         self._look_took = 0.0  # seconds
@@ -151,11 +152,20 @@ class Space:
         await self._record_uses()
         gone = list[Entry]()
         if not await hop(self._drop, reserved, gone):
-            self._candidates.hurry()
-            async with self._making_room:
-                await hop(self._make_room, reserved, gone)
+            with self._waiting():
+                async with self._making_room:
+                    await hop(self._make_room, reserved, gone)
         if gone:
             self._evicted(Evicted(len(gone), sum(map(taken, gone))))
+
+    @contextlib.contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """No look rests meanwhile, whether it is going on or about to begin."""
+        self._waiters += 1
+        try:
+            yield
+        finally:
+            self._waiters -= 1
 
     def _has_room(self, wanted: int) -> bool:
         """Reserve `wanted` bytes if there is room without dropping anything."""
@@ -266,7 +276,7 @@ class Space:
         book.change(-sum(taken(entry) for entry in gone if entry.key.startswith("blobs/")))
         return sum(map(taken, gone))
 
-    def look(self, idle: float = 0.0) -> None:
+    def look(self, idle: Callable[[], float] = lambda: 0.0) -> None:
         """Look at everything, without the lock, and correct the ledger by what was found; blocking."""
         began, self._is_doubtful = time.monotonic(), False
         with self._ledger() as book:
@@ -287,7 +297,7 @@ class Space:
         """
         if await hop(self._wants_a_look):
             async with self._making_room:
-                await hop(self.look, IDLE)
+                await hop(self.look, lambda: 0.0 if self._waiters else IDLE)
 
     def _wants_a_look(self) -> bool:
         is_recent = time.monotonic() - self._looked < max(PAUSE, REST * self._look_took)

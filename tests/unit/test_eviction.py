@@ -447,6 +447,39 @@ async def test_the_look_is_made_before_room_is_wanted_where_that_will_be_soon(
     assert looks.made == 1
 
 
+async def test_a_look_that_somebody_waits_for_does_not_rest_even_if_it_has_yet_to_begin(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with space_of(tree, BLOB) as space:
+        pass  # now the ledger knows
+    begun, gate, rests = threading.Event(), threading.Event(), list[float]()
+    add(tree, "aa", BLOB, 1.0)
+    async with space_of(tree, BLOB) as space:
+        came(tree, BLOB)
+        look = space.look
+
+        def late(*idle: Callable[[], float]) -> None:
+            begun.set()
+            gate.wait(10)
+            look(*idle)
+
+        def rest(items: Iterator[Entry], idle: Callable[[], float]) -> Iterator[Entry]:
+            rests.append(idle())
+            return items
+
+        monkeypatch.setattr(space, "look", late)
+        monkeypatch.setattr(candidates, "unhurried", rest)
+        looking = asyncio.create_task(space.prepare())
+        await hop(begun.wait, 10)
+        waiting = asyncio.create_task(reserve(space, BLOB))
+        async with asyncio.timeout(10):
+            while not space._making_room._waiters:  # noqa: ASYNC110  it has no event
+                await asyncio.sleep(0)
+        gate.set()
+        await asyncio.gather(looking, waiting)
+    assert rests[0] == 0.0
+
+
 async def test_where_a_process_died_what_is_stored_is_counted_anew(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     async with space_of(tree, 100 * BLOB):
         pass
