@@ -151,12 +151,14 @@ class Space:
             return
         await self._record_uses()
         gone = list[Entry]()
-        if not await hop(self._drop, reserved, gone):
-            with self._waiting():
-                async with self._making_room:
-                    await hop(self._make_room, reserved, gone)
-        if gone:
-            self._evicted(Evicted(len(gone), sum(map(taken, gone))))
+        try:
+            if not await hop(self._drop, reserved, gone):
+                with self._waiting():
+                    async with self._making_room:
+                        await hop(self._make_room, reserved, gone)
+        finally:
+            if gone:
+                self._evicted(Evicted(len(gone), sum(map(taken, gone))))
 
     @contextlib.contextmanager
     def _waiting(self) -> Iterator[None]:
@@ -239,8 +241,9 @@ class Space:
     # Making room
 
     def _make_room(self, wanted: int, gone: list[Entry]) -> None:
-        """Drop until `wanted` bytes fit, and reserve them; raises NoSpace, before anything has gone for nothing.
+        """Drop until `wanted` bytes fit, and reserve them; raises NoSpace.
 
+        Nothing goes for nothing, unless there is more that may go than is remembered, and not enough of it.
         A look is made for what may go, as often as it takes.
         """
         while not self._drop(wanted, gone):

@@ -317,6 +317,19 @@ async def test_where_there_are_more_candidates_than_are_remembered_there_is_anot
         assert names(tree) == [f"{number:04}" for number in range(95, 100)]
 
 
+async def test_what_has_gone_is_told_though_it_was_not_enough(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(candidates, "MOST", 2)
+    kept = frozenset({add(tree, "kept", BLOB, 1.0)})
+    for number in range(5):
+        add(tree, f"{number:04}", BLOCK, float(number))
+    recorder = Recorder()
+    async with space_of(tree, BLOB + 5 * BLOCK, recorder, kept=kept) as space:
+        with pytest.raises(NoSpace):
+            await reserve(space, 6 * BLOCK)
+        assert recorder.evicted == [Evicted(4, 4 * BLOCK)]
+        assert names(tree) == ["0004", "kept"]
+
+
 async def test_what_was_used_since_the_look_is_not_dropped(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(3):
         add(tree, f"{number:04}", BLOB, float(number))
