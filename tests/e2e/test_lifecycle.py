@@ -229,15 +229,18 @@ async def test_an_image_that_somebody_wants_between_the_look_and_the_end_stays(
             tag = store / "repositories/docker.io" / REPO / "_tags/d"
             written = await hop(tag.read_text)
             await hop(tag.write_text, written.replace(images["d"].digest, late.digest))  # as another worker would
-            await pull(proxy, late)
+            for path in ("manifests/late", *(f"blobs/{digest}" for digest in late.blob_digests)):
+                assert (await proxy.get(f"/v2/{OTHER}/{path}")).status == 200
 
-        async def record_pulls() -> None:
+        due: Any = next(one.work for one in proxy.app.jobs._jobs if one.name == "lifecycle")
+
+        async def record_uses() -> None:
             await meanwhile()
-            await proxy.app.housekeeping._round(None)
+            await due.__self__._record_uses()
 
         gone: list[dict[str, Any]] = []
         policies = configured_policies(proxy.config.lifecycle, proxy.config.upstream)
-        await Expiry(store, policies, record_pulls, gone.append).run()
+        await Expiry(store, policies, record_uses, gone.append).run()
         assert [one["tags"] for one in gone] == [["gone"]]
         assert images["gone"].layer_digests[1] in proxy.blobs()  # what came meanwhile needs it
         assert {images[name].digest for name in "abcd"} <= {one["digest"] for one in await listed(store)}
