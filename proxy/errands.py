@@ -11,6 +11,7 @@ from proxy.housekeeping import Housekeeping, sweep
 from proxy.jobs import Job
 from proxy.rounds import Round, Stock
 from proxy.scrubbing import Scrubber
+from proxy.stores.disk import announce_change
 from proxy.telemetry import Logger, Metrics
 
 SWEEP = 3600.0  # seconds between looks for files that nobody came back for
@@ -33,7 +34,7 @@ class Errands:
         """All of them, each with how often it is done."""
         return [
             Job("sweep", SWEEP, lambda: files.hop(self._sweep)),
-            Job("forget", FORGET, lambda: files.hop(forget, self._tree)),
+            Job("forget", FORGET, self._forget),
             *self._scrubs(scrubber),
             *self._expiries(),
             *self._rounds(stock),
@@ -42,6 +43,10 @@ class Errands:
     def _sweep(self) -> None:
         sweep(self._tree)
         recording.sweep(self._tree)
+
+    async def _forget(self) -> None:
+        if await files.hop(forget, self._tree):
+            await announce_change(self._tree)  # what is remembered of them would keep them from being written anew
 
     def _scrubs(self, scrubber: Scrubber) -> Iterator[Job]:
         if self._config.store.scrub_rate:
