@@ -160,6 +160,15 @@ class Space:
             if gone:
                 self._evicted(Evicted(len(gone), sum(map(taken, gone))))
 
+    async def take_over(self, size: int) -> None:
+        """Reserve what is on the disk already, and locked by this process: it needs no room. Raises OSError."""
+        await hop(self._take_over, size)
+
+    def _take_over(self, size: int) -> None:
+        with self._ledger() as book:
+            self._pay(book)
+            self._reserve(size)
+
     @contextlib.contextmanager
     def _waiting(self) -> Iterator[None]:
         """No look rests meanwhile, whether it is going on or about to begin."""
@@ -331,9 +340,9 @@ class Reservation:
     async def found(self, size: int) -> None:
         """There are `size` bytes of an earlier download already: what is locked counts no more by itself.
 
-        Raises NoSpace, OSError.
+        Raises OSError.
         """
-        await self._space.change(rounded(size), 0)
+        await self._space.take_over(rounded(size))
         self.size += rounded(size)
 
     def check(self, size: int) -> None:

@@ -234,6 +234,23 @@ async def test_what_was_left_of_a_download_counts_once_while_it_is_resumed(
         await closed(handle)
 
 
+async def test_nothing_is_dropped_for_what_was_left_of_a_download_and_is_gone_on_with(
+    tree: Tree, spool: Callable[[int], str]
+) -> None:
+    key = spool(BLOB)
+    add(tree, "aa", BLOB, 1.0)
+    async with space_of(tree, 2 * BLOB) as space:
+        handle = await tree.open_spool(key)
+        await tree.inspect_spool(key, handle)
+        async with Reservation(space) as reservation:
+            await reservation.found(BLOB)
+            assert names(tree) == ["aa"]
+            assert reservation.size == BLOB
+            await reservation.grow(BLOB + 1)
+            assert names(tree) == []
+        await closed(handle)
+
+
 async def test_a_resumed_download_that_is_discarded_counts_no_more(tree: Tree, spool: Callable[[int], str]) -> None:
     key = spool(BLOB)
     async with space_of(tree, 4 * BLOB) as space:
