@@ -57,10 +57,11 @@ class Housekeeping:
 
     async def _round(self, certificate: Certificate | None) -> None:
         """One step after the other, each whether or not the others fail."""
-        await self.record_uses()
-        await self._step("changes", self._heed_changes)
+        # Before changes are heeded: what only memory has would be forgotten then.
         await self._step("links", self._repositories.write_again)
         await self._step("manifests", self._manifests.store_again)
+        await self.record_uses()
+        await self._step("changes", self._heed_changes)
         await self._step("lost downloads", lambda: drop_lost(self._tree))
         for upstream in self.upstreams:
             await self._step(f"limits of {upstream.registry}", upstream.tick)
