@@ -116,9 +116,12 @@ class Space:
         await hop(self._close)
 
     def _close(self) -> None:
-        self._own_lock.close()
-        with contextlib.suppress(OSError):  # whoever counts next removes it: nobody has it locked
+        with contextlib.suppress(OSError):  # whoever counts next finds it, and that there may be something to count
+            if self._owed:
+                self._settle()
+            self._own_lock.close()
             self._tree.evict(self._own)
+        self._own_lock.close()
 
     async def refresh(self) -> int:
         """The bytes that are stored, other processes' work included."""

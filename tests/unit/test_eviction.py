@@ -651,6 +651,24 @@ async def test_what_is_given_back_on_a_failing_disk_is_noted_as_soon_as_it_can_b
         assert int((tree.root / space._own).read_bytes()) == 0
 
 
+@pytest.mark.parametrize("is_over", [True, False])
+async def test_what_could_not_be_noted_before_the_end_is_counted(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch, is_over: bool
+) -> None:
+    disk = FaultyDisk(monkeypatch)
+    async with space_of(tree, 100 * 1024**3) as space:
+        one = await reserve(space, 30 * BLOCK)
+        add(tree, "aa", 30 * BLOCK, 1.0)
+        disk.fail(Point("any", 1, errno.EROFS))
+        await one.settle(30 * BLOCK)
+        if is_over:
+            disk.heal()
+    disk.heal()
+    async with space_of(tree, 100 * 1024**3) as space:
+        await space.prepare()
+        assert await space.refresh() == 30 * BLOCK
+
+
 async def test_a_process_joins_the_ledger_when_the_disk_lets_it(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     disk = FaultyDisk(monkeypatch)
     space = Space(tree, Bounds(100 * BLOCK), record_uses=Recorder().record, kept=frozenset, evicted=lambda _: None)
