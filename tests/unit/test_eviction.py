@@ -16,8 +16,9 @@ import pytest
 from proxy import candidates, eviction
 from proxy.eviction import LARGEST_FLOOR, Bounds, Evicted, NoSpace, Reservation, Space
 from proxy.files import Disk, Entry, Handle, Tree, hop
+from proxy.oci.digest import Digest
 from proxy.stores import ledger
-from proxy.stores.disk import open_tree
+from proxy.stores.disk import open_tree, set_aside
 from tests.faulty_disk import FaultyDisk, Point
 
 BLOCK = 4096
@@ -394,8 +395,9 @@ async def test_what_goes_during_a_look_does_not_hide_what_comes(tree: Tree, monk
 
     def beside(directory: str) -> Iterator[Entry]:
         if directory == "blobs":
-            tree.evict(gone)
-            ledger.took_out(tree, BLOB)
+            with ledger.taking_out(tree) as sizes:
+                tree.evict(gone)
+                sizes.append(BLOB)
         yield from walk(directory)
         if directory == "blobs":
             add(tree, "bb", BLOB, 2.0)
@@ -405,6 +407,23 @@ async def test_what_goes_during_a_look_does_not_hide_what_comes(tree: Tree, monk
         monkeypatch.setattr(tree, "walk", beside)
         await hop(space.look)
         assert await space.refresh() == BLOB
+
+
+async def test_no_look_ends_between_a_blob_that_is_taken_out_and_its_note(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, move, held = add(tree, Digest.of(b"").encoded, BLOB, 1.0), tree.set_aside, list[bool]()
+
+    def watched(key: str, status: os.stat_result, target: str) -> bool:
+        with tree.claimed(ledger.KEY) as fd:
+            held.append(fd is None)
+        return move(key, status, target)
+
+    monkeypatch.setattr(tree, "set_aside", watched)
+    async with space_of(tree, 0) as space:
+        assert await hop(set_aside, tree, key, (tree.root / key).stat()) is not None
+        assert held == [True]
+        assert await space.refresh() == 0
 
 
 async def test_two_who_look_at_the_same_time_as_the_ledger_is_lost_do_not_count_twice(
