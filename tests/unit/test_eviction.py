@@ -592,7 +592,10 @@ async def test_what_is_pinned_is_not_dropped_whatever_is_wanted(tree: Tree) -> N
         assert names(tree) == ["aa"]
 
 
-async def test_nobody_waits_for_the_ledger_while_it_is_found_out_what_is_pinned(tree: Tree) -> None:
+async def test_nobody_waits_for_the_ledger_while_it_is_found_out_what_is_pinned(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(candidates, "SELDOM", 0.0)
     add(tree, "aa", BLOB, 1.0)
     free: list[bool] = []
 
