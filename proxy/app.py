@@ -105,7 +105,7 @@ async def build(config: Config, log: Logger, metrics: Metrics) -> AsyncIterator[
         )  # fmt: skip
         healing = Healing(tree, store, manifests, blobs, {one.registry for one in config.upstream if not one.sealed})
         scrubber = Scrubber(tree, healing, metrics, log, config.store.scrub_rate)
-        jobs = Errands(config, tree, repositories, metrics, log).jobs(scrubber, Stock(manifests, blobs, repositories))
+        jobs = Errands(config, tree, housekeeping, metrics, log).jobs(scrubber, Stock(manifests, blobs, repositories))
         yield App(
             handlers, manifests, blobs, repositories, means, metrics, limits, Desk(config, tree), housekeeping,
             Jobs(tree, jobs, log), scrubber, recorder,

@@ -42,7 +42,6 @@ class Candidates:
         self._asking = threading.Lock()
         self._keys_kept: frozenset[str] = frozenset()
         self._kept_until = 0.0  # of the monotonic clock
-        self._idle = 0.0
         self.found = Found()
 
     @property
@@ -50,17 +49,16 @@ class Candidates:
         """Bytes of those that are known."""
         return sum(map(taken, self.found.candidates))
 
-    def look(self, idle: float = 0.0) -> Found:
+    def look(self, idle: Callable[[], float]) -> Found:
         """Look at every blob there is. Raises OSError.
 
         `idle`: how many times as long as it works it is to rest, in short pauses, for the sake of those who pull.
         """
-        self._idle = idle
         now, kept, total = time.time(), self.kept(), 0
 
         def candidates() -> Iterator[Entry]:
             nonlocal total
-            for entry in unhurried(self._tree.walk("blobs"), lambda: self._idle):
+            for entry in unhurried(self._tree.walk("blobs"), idle):
                 total += taken(entry)
                 if entry.key not in kept:
                     yield entry
@@ -82,10 +80,6 @@ class Candidates:
             finally:
                 self._asking.release()
         return self._keys_kept
-
-    def hurry(self) -> None:
-        """Somebody waits for the look that is going on."""
-        self._idle = 0.0
 
     def choose(self, wanted: int, kept: frozenset[str]) -> list[Entry]:
         """The first that may go now and free `wanted` bytes; fewer bytes if there are not as many."""

@@ -7,11 +7,11 @@ from proxy.config import Config
 from proxy.desk import Answer
 from proxy.expiry import Expiry
 from proxy.forgetting import forget
-from proxy.housekeeping import sweep
+from proxy.housekeeping import Housekeeping, sweep
 from proxy.jobs import Job
 from proxy.rounds import Round, Stock
 from proxy.scrubbing import Scrubber
-from proxy.stores.disk import DiskRepositories
+from proxy.stores.disk import announce_change
 from proxy.telemetry import Logger, Metrics
 
 SWEEP = 3600.0  # seconds between looks for files that nobody came back for
@@ -22,11 +22,11 @@ class Errands:
     """Over one store and its configuration."""
 
     def __init__(
-        self, config: Config, tree: files.Tree, repositories: DiskRepositories, metrics: Metrics, log: Logger
+        self, config: Config, tree: files.Tree, housekeeping: Housekeeping, metrics: Metrics, log: Logger
     ) -> None:
         self._config = config
         self._tree = tree
-        self._repositories = repositories
+        self._housekeeping = housekeeping
         self._metrics = metrics
         self._log = log
 
@@ -34,7 +34,7 @@ class Errands:
         """All of them, each with how often it is done."""
         return [
             Job("sweep", SWEEP, lambda: files.hop(self._sweep)),
-            Job("forget", FORGET, lambda: files.hop(forget, self._tree)),
+            Job("forget", FORGET, self._forget),
             *self._scrubs(scrubber),
             *self._expiries(),
             *self._rounds(stock),
@@ -44,6 +44,10 @@ class Errands:
         sweep(self._tree)
         recording.sweep(self._tree)
 
+    async def _forget(self) -> None:
+        if await files.hop(forget, self._tree):
+            await announce_change(self._tree)  # what is remembered of them would keep them from being written anew
+
     def _scrubs(self, scrubber: Scrubber) -> Iterator[Job]:
         if self._config.store.scrub_rate:
             yield Job("scrub", self._config.store.scrub_interval, scrubber.patrol)
@@ -51,7 +55,7 @@ class Errands:
     def _expiries(self) -> Iterator[Job]:
         if self._config.lifecycle:
             policies = lifecycle.configured(self._config.lifecycle, self._config.upstream)
-            expiry = Expiry(self._config.store.path, policies, self._repositories.record_pulls, self._expired)
+            expiry = Expiry(self._config.store.path, policies, self._housekeeping.record_uses, self._expired)
             yield Job(lifecycle.JOB, self._config.store.lifecycle_interval, expiry.run)
 
     def _expired(self, one: Answer) -> None:

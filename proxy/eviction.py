@@ -78,6 +78,7 @@ class Space:
         self._reserved_here = 0  # bytes, as the file of our own has it unless the disk would not take it
         self._owed: list[tuple[int, int]] = []  # reserved, stored: what is over, and not in the ledger yet
         self._making_room = asyncio.Lock()  # one look at a time
+        self._waiters = 0  # how many want room that there is not yet
         self._is_doubtful = False  # the ledger: a process died that had a part in it
         self._looked = -math.inf  # when the last look ended, by the monotonic clock
         self._look_took = 0.0  # seconds
@@ -115,9 +116,12 @@ class Space:
         await hop(self._close)
 
     def _close(self) -> None:
-        self._own_lock.close()
-        with contextlib.suppress(OSError):  # whoever counts next removes it: nobody has it locked
+        with contextlib.suppress(OSError):  # whoever counts next finds it, and that there may be something to count
+            if self._owed:
+                self._settle()
+            self._own_lock.close()
             self._tree.evict(self._own)
+        self._own_lock.close()
 
     async def refresh(self) -> int:
         """The bytes that are stored, other processes' work included."""
@@ -150,12 +154,32 @@ class Space:
             return
         await self._record_uses()
         gone = list[Entry]()
-        if not await hop(self._drop, reserved, gone):
-            self._candidates.hurry()
-            async with self._making_room:
-                await hop(self._make_room, reserved, gone)
-        if gone:
-            self._evicted(Evicted(len(gone), sum(map(taken, gone))))
+        try:
+            if not await hop(self._drop, reserved, gone):
+                with self._waiting():
+                    async with self._making_room:
+                        await hop(self._make_room, reserved, gone)
+        finally:
+            if gone:
+                self._evicted(Evicted(len(gone), sum(map(taken, gone))))
+
+    async def take_over(self, size: int) -> None:
+        """Reserve what is on the disk already, and locked by this process: it needs no room. Raises OSError."""
+        await hop(self._take_over, size)
+
+    def _take_over(self, size: int) -> None:
+        with self._ledger() as book:
+            self._pay(book)
+            self._reserve(size)
+
+    @contextlib.contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """No look rests meanwhile, whether it is going on or about to begin."""
+        self._waiters += 1
+        try:
+            yield
+        finally:
+            self._waiters -= 1
 
     def _has_room(self, wanted: int) -> bool:
         """Reserve `wanted` bytes if there is room without dropping anything."""
@@ -229,8 +253,9 @@ class Space:
     # Making room
 
     def _make_room(self, wanted: int, gone: list[Entry]) -> None:
-        """Drop until `wanted` bytes fit, and reserve them; raises NoSpace, before anything has gone for nothing.
+        """Drop until `wanted` bytes fit, and reserve them; raises NoSpace.
 
+        Nothing goes for nothing, unless there is more that may go than is remembered, and not enough of it.
         A look is made for what may go, as often as it takes.
         """
         while not self._drop(wanted, gone):
@@ -266,7 +291,7 @@ class Space:
         book.change(-sum(taken(entry) for entry in gone if entry.key.startswith("blobs/")))
         return sum(map(taken, gone))
 
-    def look(self, idle: float = 0.0) -> None:
+    def look(self, idle: Callable[[], float] = lambda: 0.0) -> None:
         """Look at everything, without the lock, and correct the ledger by what was found; blocking."""
         began, self._is_doubtful = time.monotonic(), False
         with self._ledger() as book:
@@ -287,7 +312,7 @@ class Space:
         """
         if await hop(self._wants_a_look):
             async with self._making_room:
-                await hop(self.look, IDLE)
+                await hop(self.look, lambda: 0.0 if self._waiters else IDLE)
 
     def _wants_a_look(self) -> bool:
         is_recent = time.monotonic() - self._looked < max(PAUSE, REST * self._look_took)
@@ -318,9 +343,9 @@ class Reservation:
     async def found(self, size: int) -> None:
         """There are `size` bytes of an earlier download already: what is locked counts no more by itself.
 
-        Raises NoSpace, OSError.
+        Raises OSError.
         """
-        await self._space.change(rounded(size), 0)
+        await self._space.take_over(rounded(size))
         self.size += rounded(size)
 
     def check(self, size: int) -> None:

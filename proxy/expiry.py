@@ -3,8 +3,8 @@
 To read a whole catalog takes Python half a millisecond for each image, and memory that it does not give back: in a
 thread it would hold up every pull for as long. The process is told what to do on its standard input, and tells of each
 image that has gone on its standard output, a line of JSON for each. An empty object asks the server to write down its
-pulls, which it confirms by a line: an image that was pulled meanwhile stays. Where the server ends, so does its input,
-and with it the process.
+pulls, which it confirms by a line: an image that was pulled meanwhile stays, with all that it needs. Where the server
+ends, so does its input, and with it the process.
 """
 
 import asyncio
@@ -35,12 +35,12 @@ class Expiry:
         self,
         store: Path,
         policies: Policies,
-        record_pulls: Callable[[], Awaitable[None]],
+        record_uses: Callable[[], Awaitable[None]],
         expired: Callable[[dict[str, Any]], None],
     ) -> None:
-        """`record_pulls` writes down this server's pulls; `expired` is told of each image that has gone, as JSON."""
+        """`record_uses` writes down what clients pulled; `expired` is told of each image that has gone, as JSON."""
         self._order = pickle.dumps((store, policies))
-        self._record_pulls = record_pulls
+        self._record_uses = record_uses
         self._expired = expired
 
     async def run(self) -> None:
@@ -69,7 +69,7 @@ class Expiry:
             if said:
                 self._expired(said)
             else:
-                await self._record_pulls()
+                await self._record_uses()
                 orders.write(b"\n")
 
 

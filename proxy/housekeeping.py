@@ -57,18 +57,23 @@ class Housekeeping:
 
     async def _round(self, certificate: Certificate | None) -> None:
         """One step after the other, each whether or not the others fail."""
-        await self._step("uses of images", self._manifests.note_uses)
-        await self._step("uses of blobs", self._store.record_uses)
-        await self._step("pulls", self._repositories.record_pulls)
-        await self._step("changes", self._heed_changes)
+        # Before changes are heeded: what only memory has would be forgotten then.
         await self._step("links", self._repositories.write_again)
         await self._step("manifests", self._manifests.store_again)
+        await self.record_uses()
+        await self._step("changes", self._heed_changes)
         await self._step("lost downloads", lambda: drop_lost(self._tree))
         for upstream in self.upstreams:
             await self._step(f"limits of {upstream.registry}", upstream.tick)
         await self._step("descriptors", self._count_descriptors)
         if certificate is not None:
             await self._step("certificate", lambda: certificate.refresh(self._log))
+
+    async def record_uses(self) -> None:
+        """Write down what this process's clients have pulled, and that all that belongs to it was used."""
+        await self._step("uses of images", self._manifests.note_uses)
+        await self._step("uses of blobs", self._store.record_uses)
+        await self._step("pulls", self._repositories.record_pulls)
 
     async def _look_for_room(self) -> None:
         """What takes minutes where there are a million blobs: nothing else is to wait for it."""

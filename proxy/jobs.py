@@ -42,15 +42,15 @@ class Jobs:
                 group.create_task(self._repeat(job))
 
     async def _repeat(self, job: Job) -> None:
-        trouble: int | None = None  # errno of the last time
+        trouble: str | None = None  # of the last time
         while True:
             wait = LOOK
             try:
                 wait = await self.turn(job)
             except OSError as error:
-                if error.errno != trouble:
+                if error.strerror != trouble:
                     self._log.error("job failed; it is tried again", job=job.name, reason=error.strerror)
-                trouble = error.errno
+                trouble = error.strerror
             except Exception:
                 self._log.exception("job failed; it is tried again", job=job.name)
             else:

@@ -166,7 +166,7 @@ def _is_as_it_was(tree: Tree, one: Due) -> bool:
         return False
     if any(disk.read_tag(tree, repository, tag) != record for tag, record in tags.items()):
         return False
-    names: list[Reference] = [one.image.digest, *tags]
+    names: list[Reference] = [*_manifests(one.image), *tags]
     pins = [disk.read_pin(tree, disk.pin_key(repository, name)) for name in names]
     return not any(pin is not None and pin.holds(now) for pin in pins)
 

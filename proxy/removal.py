@@ -84,6 +84,6 @@ def carry_out(tree: Tree, removal: Removal, since: float = math.inf) -> int:
         tree.evict(disk.link_key(repository, digest))
     for name in removal.image.pins if removal.is_whole else ():
         tree.evict(disk.pin_key(repository, name))
-    gone = [size for digest, size in removal.blobs.items() if tree.evict(disk.blob_key(digest), since)]
-    ledger.took_out(tree, sum(map(ledger.rounded, gone)))
+    with ledger.taking_out(tree) as gone:
+        gone += [size for digest, size in removal.blobs.items() if tree.evict(disk.blob_key(digest), since)]
     return sum(gone)

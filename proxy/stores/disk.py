@@ -81,9 +81,12 @@ def spool_key(digest: Digest) -> str:
 
 def set_aside(tree: Tree, key: str, status: os.stat_result) -> str | None:
     """As quarantine.set_aside(): what was a blob is stored no more, and leaves room to fetch it again."""
-    moved = quarantine.set_aside(tree, key, status)
-    if moved is not None and blob_digest(key) is not None:
-        ledger.took_out(tree, ledger.rounded(status.st_size))
+    if blob_digest(key) is None:
+        return quarantine.set_aside(tree, key, status)
+    with ledger.taking_out(tree) as gone:
+        moved = quarantine.set_aside(tree, key, status)
+        if moved is not None:
+            gone.append(status.st_size)
     return moved
 
 

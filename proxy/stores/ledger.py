@@ -55,10 +55,22 @@ def opened(tree: Tree) -> Iterator[Ledger]:
         yield Ledger(fd)
 
 
-def took_out(tree: Tree, size: int) -> None:
-    """Blobs of so many bytes are gone. Where that cannot be noted, the sum is too large until the next look."""
-    with contextlib.suppress(OSError), opened(tree) as ledger:
-        ledger.change(-size)
+@contextlib.contextmanager
+def taking_out(tree: Tree) -> Iterator[list[int]]:
+    """Takes the sizes (bytes) of the blobs that go within the block: they are stored no more.
+
+    The lock is held meanwhile: a look that ended between a blob and its note would have it taken off twice. Where it
+    cannot be noted, the blobs go all the same, and the sum is too large until the next look.
+    """
+    gone: list[int] = []
+    with contextlib.ExitStack() as stack:
+        ledger: Ledger | None = None
+        with contextlib.suppress(OSError):
+            ledger = stack.enter_context(opened(tree))
+        yield gone
+        with contextlib.suppress(OSError):
+            if ledger is not None:
+                ledger.change(-sum(map(rounded, gone)))
 
 
 def rounded(size: int) -> int:

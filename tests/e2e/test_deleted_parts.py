@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from proxy import forgetting
+
 from .harness import Proxy, running, toml, until
 from .test_kill_loop import audit
 from .upstream import FakeRegistry, Image, digest_of
@@ -94,6 +96,26 @@ async def test_a_download_goes_on_whatever_is_deleted_under_it(upstream: FakeReg
         await pull(proxy, image, "v1")
         await proxy.settled()
         assert image.layer_digests[0] in proxy.blobs()
+
+
+async def test_a_link_that_was_forgotten_is_written_anew_when_its_blob_comes_again(
+    upstream: FakeRegistry, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forgetting, "IDLE", 0.0)
+    image = upstream.add_image(REPO, "v1", [DATA])
+    digest = image.layer_digests[0]
+    link = store / "repositories/docker.io" / REPO / "_links" / digest.replace(":", "/")
+    async with running(toml(upstream.url), store) as proxy:
+        await pull(proxy, image, "v1")
+        await proxy.settled()
+        proxy.blob_path(digest).unlink()  # as eviction does
+        os.utime(link, (1, 1))
+        await next(job for job in proxy.app.jobs._jobs if job.name == "forget").work()
+        assert not link.exists()
+        await proxy.app.housekeeping._round(None)
+        await pull(proxy, image, "v1")
+        await proxy.settled()
+        assert link.exists()
 
 
 async def test_parts_are_deleted_at_random_under_load_by_two_processes(upstream: FakeRegistry, store: Path) -> None:

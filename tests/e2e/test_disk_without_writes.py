@@ -69,6 +69,26 @@ async def test_it_starts_says_so_once_serves_what_is_cached_and_caches_again_whe
         assert await pull(proxy, cold.layer_digests[0]) == "hit"
 
 
+async def test_what_only_memory_has_is_written_though_an_operator_has_removed_something_to_make_room(
+    upstream: FakeRegistry, store: Path, disk: FaultyDisk
+) -> None:
+    upstream.add_image(REPO, "v1", [DATA])
+    image = upstream.add_image(REPO, "v2", [DATA[::-1]])
+    async with running(toml(upstream.url), store) as proxy:
+        await proxy.get(f"/v2/{REPO}/manifests/v1")
+        refuse(disk, errno.ENOSPC)
+        assert (await proxy.get(f"/v2/{REPO}/manifests/v2")).body == image.body
+        await proxy.app.housekeeping._round(None)
+        disk.heal()
+        await asyncio.to_thread(proxy.app.desk.remove, [f"{REPO}:v1"], dry_run=False)
+        for _ in range(2):
+            await proxy.app.housekeeping._round(None)
+        assert proxy.blobs() == [image.digest]
+    await upstream.go_down()
+    async with running(toml(upstream.url), store) as proxy:
+        assert (await proxy.get(f"/v2/{REPO}/manifests/v2")).body == image.body
+
+
 @pytest.mark.parametrize("number", [*REFUSALS, errno.EACCES], ids=errno.errorcode.get)
 async def test_it_starts_in_an_empty_directory_in_which_nothing_can_be_made(
     upstream: FakeRegistry, store: Path, disk: FaultyDisk, number: int

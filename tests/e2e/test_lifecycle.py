@@ -215,13 +215,20 @@ async def test_an_image_that_somebody_wants_between_the_look_and_the_end_stays(
     upstream: FakeRegistry, store: Path
 ) -> None:
     images = {name: upstream.add_image(REPO, name, [b"shared", name.encode()]) for name in ("a", "b", "c", "d", "gone")}
-    late = upstream.add_image(OTHER, "late", [b"gone"])
+    late, part = upstream.add_image(OTHER, "late", [b"gone"]), upstream.add_image(REPO, None, [b"part"])
+    index = upstream.add_index(REPO, "e", [part])
     async with running(configured(upstream.url, UNPULLED), store) as proxy:
         for image in images.values():
             await pull(proxy, image)
             aged(proxy, image, pulled=99)
+        for digest in (index.digest, part.digest):
+            assert (await proxy.get(f"/v2/{REPO}/manifests/{digest}")).status == 200
+        await proxy.app.housekeeping._round(None)
+        for one in (index, part):
+            aged(proxy, one, pulled=99)
 
         async def meanwhile() -> None:
+            await entrepot(store, "pin", f"app@{part.digest}")
             assert (await proxy.get(f"/v2/{REPO}/manifests/{images['a'].digest}")).status == 200
             await entrepot(store, "pin", "app:b")
             await entrepot(store, "freeze", "app:c")
@@ -229,18 +236,23 @@ async def test_an_image_that_somebody_wants_between_the_look_and_the_end_stays(
             tag = store / "repositories/docker.io" / REPO / "_tags/d"
             written = await hop(tag.read_text)
             await hop(tag.write_text, written.replace(images["d"].digest, late.digest))  # as another worker would
-            await pull(proxy, late)
+            for path in ("manifests/late", *(f"blobs/{digest}" for digest in late.blob_digests)):
+                assert (await proxy.get(f"/v2/{OTHER}/{path}")).status == 200
 
-        async def record_pulls() -> None:
+        due: Any = next(one.work for one in proxy.app.jobs._jobs if one.name == "lifecycle")
+
+        async def record_uses() -> None:
             await meanwhile()
-            await proxy.app.housekeeping._round(None)
+            await due.__self__._record_uses()
 
         gone: list[dict[str, Any]] = []
         policies = configured_policies(proxy.config.lifecycle, proxy.config.upstream)
-        await Expiry(store, policies, record_pulls, gone.append).run()
+        await Expiry(store, policies, record_uses, gone.append).run()
         assert [one["tags"] for one in gone] == [["gone"]]
         assert images["gone"].layer_digests[1] in proxy.blobs()  # what came meanwhile needs it
-        assert {images[name].digest for name in "abcd"} <= {one["digest"] for one in await listed(store)}
+        assert {index.digest, *(images[name].digest for name in "abcd")} <= {
+            one["digest"] for one in await listed(store)
+        }
         assert late.digest in (store / "repositories/docker.io" / REPO / "_tags/d").read_text()
 
 

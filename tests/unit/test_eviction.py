@@ -16,8 +16,9 @@ import pytest
 from proxy import candidates, eviction
 from proxy.eviction import LARGEST_FLOOR, Bounds, Evicted, NoSpace, Reservation, Space
 from proxy.files import Disk, Entry, Handle, Tree, hop
+from proxy.oci.digest import Digest
 from proxy.stores import ledger
-from proxy.stores.disk import open_tree
+from proxy.stores.disk import open_tree, set_aside
 from tests.faulty_disk import FaultyDisk, Point
 
 BLOCK = 4096
@@ -234,6 +235,23 @@ async def test_what_was_left_of_a_download_counts_once_while_it_is_resumed(
         await closed(handle)
 
 
+async def test_nothing_is_dropped_for_what_was_left_of_a_download_and_is_gone_on_with(
+    tree: Tree, spool: Callable[[int], str]
+) -> None:
+    key = spool(BLOB)
+    add(tree, "aa", BLOB, 1.0)
+    async with space_of(tree, 2 * BLOB) as space:
+        handle = await tree.open_spool(key)
+        await tree.inspect_spool(key, handle)
+        async with Reservation(space) as reservation:
+            await reservation.found(BLOB)
+            assert names(tree) == ["aa"]
+            assert reservation.size == BLOB
+            await reservation.grow(BLOB + 1)
+            assert names(tree) == []
+        await closed(handle)
+
+
 async def test_a_resumed_download_that_is_discarded_counts_no_more(tree: Tree, spool: Callable[[int], str]) -> None:
     key = spool(BLOB)
     async with space_of(tree, 4 * BLOB) as space:
@@ -317,6 +335,19 @@ async def test_where_there_are_more_candidates_than_are_remembered_there_is_anot
         assert names(tree) == [f"{number:04}" for number in range(95, 100)]
 
 
+async def test_what_has_gone_is_told_though_it_was_not_enough(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(candidates, "MOST", 2)
+    kept = frozenset({add(tree, "kept", BLOB, 1.0)})
+    for number in range(5):
+        add(tree, f"{number:04}", BLOCK, float(number))
+    recorder = Recorder()
+    async with space_of(tree, BLOB + 5 * BLOCK, recorder, kept=kept) as space:
+        with pytest.raises(NoSpace):
+            await reserve(space, 6 * BLOCK)
+        assert recorder.evicted == [Evicted(4, 4 * BLOCK)]
+        assert names(tree) == ["0004", "kept"]
+
+
 async def test_what_was_used_since_the_look_is_not_dropped(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(3):
         add(tree, f"{number:04}", BLOB, float(number))
@@ -364,8 +395,9 @@ async def test_what_goes_during_a_look_does_not_hide_what_comes(tree: Tree, monk
 
     def beside(directory: str) -> Iterator[Entry]:
         if directory == "blobs":
-            tree.evict(gone)
-            ledger.took_out(tree, BLOB)
+            with ledger.taking_out(tree) as sizes:
+                tree.evict(gone)
+                sizes.append(BLOB)
         yield from walk(directory)
         if directory == "blobs":
             add(tree, "bb", BLOB, 2.0)
@@ -375,6 +407,23 @@ async def test_what_goes_during_a_look_does_not_hide_what_comes(tree: Tree, monk
         monkeypatch.setattr(tree, "walk", beside)
         await hop(space.look)
         assert await space.refresh() == BLOB
+
+
+async def test_no_look_ends_between_a_blob_that_is_taken_out_and_its_note(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, move, held = add(tree, Digest.of(b"").encoded, BLOB, 1.0), tree.set_aside, list[bool]()
+
+    def watched(key: str, status: os.stat_result, target: str) -> bool:
+        with tree.claimed(ledger.KEY) as fd:
+            held.append(fd is None)
+        return move(key, status, target)
+
+    monkeypatch.setattr(tree, "set_aside", watched)
+    async with space_of(tree, 0) as space:
+        assert await hop(set_aside, tree, key, (tree.root / key).stat()) is not None
+        assert held == [True]
+        assert await space.refresh() == 0
 
 
 async def test_two_who_look_at_the_same_time_as_the_ledger_is_lost_do_not_count_twice(
@@ -447,6 +496,39 @@ async def test_the_look_is_made_before_room_is_wanted_where_that_will_be_soon(
     assert looks.made == 1
 
 
+async def test_a_look_that_somebody_waits_for_does_not_rest_even_if_it_has_yet_to_begin(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with space_of(tree, BLOB) as space:
+        pass  # now the ledger knows
+    begun, gate, rests = threading.Event(), threading.Event(), list[float]()
+    add(tree, "aa", BLOB, 1.0)
+    async with space_of(tree, BLOB) as space:
+        came(tree, BLOB)
+        look = space.look
+
+        def late(*idle: Callable[[], float]) -> None:
+            begun.set()
+            gate.wait(10)
+            look(*idle)
+
+        def rest(items: Iterator[Entry], idle: Callable[[], float]) -> Iterator[Entry]:
+            rests.append(idle())
+            return items
+
+        monkeypatch.setattr(space, "look", late)
+        monkeypatch.setattr(candidates, "unhurried", rest)
+        looking = asyncio.create_task(space.prepare())
+        await hop(begun.wait, 10)
+        waiting = asyncio.create_task(reserve(space, BLOB))
+        async with asyncio.timeout(10):
+            while not space._making_room._waiters:  # noqa: ASYNC110  it has no event
+                await asyncio.sleep(0)
+        gate.set()
+        await asyncio.gather(looking, waiting)
+    assert rests[0] == 0.0
+
+
 async def test_where_a_process_died_what_is_stored_is_counted_anew(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     async with space_of(tree, 100 * BLOB):
         pass
@@ -510,7 +592,10 @@ async def test_what_is_pinned_is_not_dropped_whatever_is_wanted(tree: Tree) -> N
         assert names(tree) == ["aa"]
 
 
-async def test_nobody_waits_for_the_ledger_while_it_is_found_out_what_is_pinned(tree: Tree) -> None:
+async def test_nobody_waits_for_the_ledger_while_it_is_found_out_what_is_pinned(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(candidates, "SELDOM", 0.0)
     add(tree, "aa", BLOB, 1.0)
     free: list[bool] = []
 
@@ -586,6 +671,24 @@ async def test_what_is_given_back_on_a_failing_disk_is_noted_as_soon_as_it_can_b
         disk.heal()
         assert await space.refresh() == 30 * BLOCK
         assert int((tree.root / space._own).read_bytes()) == 0
+
+
+@pytest.mark.parametrize("is_over", [True, False])
+async def test_what_could_not_be_noted_before_the_end_is_counted(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch, is_over: bool
+) -> None:
+    disk = FaultyDisk(monkeypatch)
+    async with space_of(tree, 100 * 1024**3) as space:
+        one = await reserve(space, 30 * BLOCK)
+        add(tree, "aa", 30 * BLOCK, 1.0)
+        disk.fail(Point("any", 1, errno.EROFS))
+        await one.settle(30 * BLOCK)
+        if is_over:
+            disk.heal()
+    disk.heal()
+    async with space_of(tree, 100 * 1024**3) as space:
+        await space.prepare()
+        assert await space.refresh() == 30 * BLOCK
 
 
 async def test_a_process_joins_the_ledger_when_the_disk_lets_it(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
