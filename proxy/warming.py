@@ -36,7 +36,7 @@ def platforms(texts: Sequence[str]) -> list[Platform]:
 
 @dataclass(slots=True)
 class Warmed:
-    """What became of an image: its digest (none of parts alone), its blobs with their sizes in bytes, its failures."""
+    """What became of an image: its digest (none of parts alone), the blobs that came, in bytes, its failures."""
 
     digest: Digest | None
     blobs: dict[Digest, int] = field(default_factory=dict)
@@ -137,10 +137,10 @@ class Warming:
         async with self._turns:
             try:
                 await _patiently(arrive)
-            except OciError as error:
-                warmed.failures.append(f"{digest}: {error.message}")
-            except OSError as error:
-                warmed.failures.append(f"{digest}: the disk fails ({error.strerror})")
+            except (OciError, OSError) as error:
+                reason = error.message if isinstance(error, OciError) else f"the disk fails ({error.strerror})"
+                warmed.failures.append(f"{digest}: {reason}")
+                del warmed.blobs[digest]
 
 
 async def _patiently(work: Callable[[], Awaitable[T]]) -> T:

@@ -127,6 +127,7 @@ async def test_what_the_cache_has_no_room_for_is_a_failure(upstream: FakeRegistr
     configured(upstream, store, store_keys='max_size = "1 MB"')
     (said,) = await warmed(store, "app:v1", code=1)
     assert any("no room" in failure for failure in said["failures"])
+    assert (said["blobs"], said["size"] < 1_000_000) == (1, True)  # what is not here is not counted
 
 
 async def test_upstream_that_is_away_is_said_and_what_is_cached_stays(
