@@ -147,7 +147,7 @@ class Desk:
     def _put_tags(self, names: Sequence[str], records: Sequence[tuple[Repository, Tag, TagRecord]]) -> list[Answer]:
         repositories = DiskRepositories(self._tree)
         for repository, tag, record in records:
-            asyncio.run(repositories.put_tag(repository, tag, record))
+            asyncio.run(repositories.put_tag(repository, tag, record, thaws=True))
         asyncio.run(announce_change(self._tree))
         return [
             {"image": name, "frozen": str(record.digest)} for name, (_, _, record) in zip(names, records, strict=False)

@@ -299,10 +299,9 @@ class Manifests:
 
     async def _record(self, repository: Repository, tag: Tag, record: TagRecord) -> None:
         known = await self._repositories.tag(repository, tag)
-        if known is not None and known.is_frozen:
-            return  # while upstream was being asked
+        if not await self._repositories.put_tag(repository, tag, record):
+            return  # it was frozen while upstream was being asked
         self._tags[repository, tag] = record
-        await self._repositories.put_tag(repository, tag, record)
         if known is None or known.digest != record.digest:
             await note_move(self._repositories, repository, tag, Move(record.checked, record.digest))
 

@@ -146,6 +146,10 @@ class Tree(Spools):
         """Put a whole small file in place at once, on disk before it has its name; `committed`: never to be changed."""
         await hop(self._write, key, body, COMMITTED if committed else GROWING)
 
+    def write_now(self, key: str, body: bytes) -> None:
+        """As write(), but blocking: for whoever does more within one hop."""
+        self._write(key, body, GROWING)
+
     def _write(self, key: str, body: bytes, mode: int) -> None:
         temporary = f"tmp/{secrets.token_hex(16)}"
         with self._parent(temporary, create=True) as (source, name), self._parent(key, create=True) as (target, final):

@@ -82,8 +82,11 @@ class RepositoryStore(Protocol):
     async def tag(self, repository: Repository, tag: Tag) -> TagRecord | None:
         """What a tag stood for when last asked."""
 
-    async def put_tag(self, repository: Repository, tag: Tag, record: TagRecord) -> None:
-        """Record what a tag stands for."""
+    async def put_tag(self, repository: Repository, tag: Tag, record: TagRecord, *, thaws: bool = False) -> bool:
+        """Record what a tag stands for. Raises OSError.
+
+        A frozen tag stays as it is, unless `record` is frozen as well, or `thaws` it; returns whether it is recorded.
+        """
 
     async def drop_tag(self, repository: Repository, tag: Tag) -> None:
         """Forget a tag: upstream says it is gone, or not for us."""

@@ -21,6 +21,7 @@ import os
 import re
 import secrets
 import time
+import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,6 +48,7 @@ CHANGES = "changes"  # the file that says, by being another, that an operator ha
 CHANGES_LIMIT = 64  # bytes
 RECORD_LIMIT = 4096  # bytes of a link's or a tag's file
 HISTORY_LIMIT = 256 * 1024  # bytes of a tag's history
+TAG_LOCKS = 16  # files, one of which is locked while a tag is recorded
 LINKS_IN_MEMORY = 65536
 USES_IN_MEMORY = 65536
 _SHARD = re.compile(r"blobs(/sha(256|512)(/[0-9a-f]{2})?)?", re.ASCII)
@@ -170,10 +172,20 @@ class DiskRepositories:
         record = await self._read(tag_key(repository, tag))
         return None if record is None else parse_tag(record)
 
-    async def put_tag(self, repository: Repository, tag: Tag, record: TagRecord) -> None:
-        frozen = {"frozen": True} if record.is_frozen else {}
-        body = {"digest": str(record.digest), "checked": record.checked, **frozen}
-        await self._write(tag_key(repository, tag), body)
+    async def put_tag(self, repository: Repository, tag: Tag, record: TagRecord, *, thaws: bool = False) -> bool:
+        return await hop(self._put_tag, repository, tag, record, thaws)
+
+    def _put_tag(self, repository: Repository, tag: Tag, record: TagRecord, thaws: bool) -> bool:
+        """Look and write under one lock: whoever freezes a tag while another one notes it must not lose."""
+        key = tag_key(repository, tag)
+        with self._tree.locked(f"jobs/tags-{zlib.crc32(key.encode()) % TAG_LOCKS}"):
+            known = read_tag(self._tree, repository, tag)
+            if known is not None and known.is_frozen and not (record.is_frozen or thaws):
+                return False
+            frozen = {"frozen": True} if record.is_frozen else {}
+            body = {"digest": str(record.digest), "checked": record.checked, **frozen}
+            self._tree.write_now(key, _as_json(body))
+        return True
 
     async def drop_tag(self, repository: Repository, tag: Tag) -> None:
         await self._tree.remove(tag_key(repository, tag))
@@ -224,7 +236,11 @@ class DiskRepositories:
         return None if body is None else parse_record(body)
 
     async def _write(self, key: str, record: Mapping[str, Any]) -> None:
-        await self._tree.write(key, json.dumps(record, separators=(",", ":")).encode())
+        await self._tree.write(key, _as_json(record))
+
+
+def _as_json(record: Mapping[str, Any]) -> bytes:
+    return json.dumps(record, separators=(",", ":")).encode()
 
 
 @dataclass(frozen=True, slots=True)

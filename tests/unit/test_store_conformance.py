@@ -228,6 +228,21 @@ async def test_no_tag_collides_with_anything(stores: Stores, digest: Digest, nam
     assert await stores.repositories.link(repository(), digest) == Link(7)
 
 
+async def test_a_frozen_tag_stays_whoever_records_it_at_the_same_moment(stores: Stores, digest: Digest) -> None:
+    repositories, tag = stores.repositories, Tag("v1")
+    others = [TagRecord(Digest.of(str(number).encode()), float(number)) for number in range(20)]
+    frozen = TagRecord(digest, 5.0, is_frozen=True)
+    await asyncio.gather(
+        *(repositories.put_tag(repository(), tag, record) for record in (*others[:10], frozen, *others[10:]))
+    )
+    assert await repositories.tag(repository(), tag) == frozen
+    assert await repositories.put_tag(repository(), tag, others[0]) is False
+    again = TagRecord(others[0].digest, 6.0, is_frozen=True)
+    assert await repositories.put_tag(repository(), tag, again) is True
+    assert await repositories.put_tag(repository(), tag, others[1], thaws=True) is True
+    assert await stores.reopened().repositories.tag(repository(), tag) == others[1]
+
+
 async def test_many_writers_of_one_record_leave_a_whole_one(stores: Stores, digest: Digest) -> None:
     tag = Tag("v1")
     records = [TagRecord(digest, float(number)) for number in range(50)]
