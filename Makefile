@@ -26,7 +26,7 @@ run: $(VENV)/.run ## serve on 127.0.0.1:5000 (CONFIG=proxy.toml to use a configu
 	@exec $(BIN)/python -m proxy serve $(if $(CONFIG),--config $(CONFIG))
 
 test: $(VENV)/.dev ## the whole suite that needs no root
-	$(BIN)/pytest -n auto
+	$(BIN)/pytest -n $$(( $$(nproc) * 3 / 2 )) # they wait more than they work
 
 kill-loop: $(VENV)/.dev ## kill -9 under load, five hundred times; nothing that is published may be wrong (make test does ten)
 	ENTREPOT_KILLS=500 $(BIN)/pytest -n auto tests/e2e/test_kill_loop.py

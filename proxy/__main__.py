@@ -54,7 +54,8 @@ def check_command(path: Path | None, offline: bool) -> None:
 
     It is read as serve would read it, environment and passwords included, and told upstream by upstream; nothing is
     started or created. Each upstream that has an account, a proxy or certificates of its own is asked whether they are
-    right. Exit status 2 if serve would refuse the configuration, 1 if an upstream does not take it.
+    right, and a bucket is written to and read from. Exit status 2 if serve would refuse the configuration, 1 if an
+    upstream or the bucket does not take it.
     """
     settings, console = load(path), Console(highlight=False)
     if not check.report(settings, console):
@@ -64,7 +65,8 @@ def check_command(path: Path | None, offline: bool) -> None:
 
 
 async def _try(settings: Config, console: Console) -> None:
-    if not check.tell(await trial.problems(settings.upstream), console):
+    found = [*await trial.bucket_problems(settings.store.s3), *await trial.problems(settings.upstream)]
+    if not check.tell(found, console):
         sys.exit(EXIT_TRIAL)
 
 

@@ -26,9 +26,14 @@ from proxy.prefetch import Prefetch
 from proxy.recorder import Recorder
 from proxy.rounds import Stock
 from proxy.scrubbing import Scrubber
+from proxy.stores import uploads
 from proxy.stores.base import LimitStore, RepositoryStore
 from proxy.stores.disk import DiskBlobs, DiskRepositories, open_tree, spool_key
+from proxy.stores.durable import Durable
 from proxy.stores.limits import DiskLimits
+from proxy.stores.s3 import Bucket, BucketError
+from proxy.stores.tiered import Tier, TieredBlobs, TieredRepositories
+from proxy.stores.uploads import Uploads
 from proxy.telemetry import Logger, Metrics
 from proxy.upstream import Upstream
 
@@ -52,6 +57,7 @@ class App:
     jobs: Jobs
     scrubber: Scrubber
     recorder: Recorder
+    uploads: Uploads | None
 
 
 @contextlib.asynccontextmanager
@@ -61,18 +67,19 @@ async def build(config: Config, log: Logger, metrics: Metrics) -> AsyncIterator[
     async with contextlib.AsyncExitStack() as stack:
         tree = await files.hop(open_tree, config.store.path)
         stack.callback(tree.close)
-        store, repositories = DiskBlobs(tree), DiskRepositories(tree)
+        tier = await _tier(config, tree, stack, metrics, log)
+        store, repositories = tier.blobs, tier.repositories
         space = Space(
             tree,
             Bounds(config.store.max_size, config.store.min_free),
             record_uses=store.record_uses,
-            kept=lambda: pins.kept(tree),
+            kept=lambda: pins.kept(tree) | frozenset(uploads.wanted(tree)),
             evicted=lambda gone: _evicted(gone, log, metrics),
         )
         stack.push_async_callback(space.aclose)
         await _take_stock(config, tree, space, log)
-        stack.push_async_callback(store.record_uses)
-        stack.push_async_callback(repositories.record_pulls)
+        for record in (store.record_uses, repositories.record_pulls):
+            stack.push_async_callback(record)
         limits, memory = DiskLimits(tree), Memory(PARTS_IN_MEMORY)
         upstreams = {
             settings.registry: await stack.enter_async_context(Upstream(settings, limits, memory, metrics, log))
@@ -83,7 +90,7 @@ async def build(config: Config, log: Logger, metrics: Metrics) -> AsyncIterator[
         stack.push_async_callback(manifests.aclose)
         permissions = Permissions(upstreams, repositories, sizes, log)
         stack.push_async_callback(permissions.aclose)
-        means = Means(tree, store, space, log, spool_key)
+        means = Means(tree, store, space, log, spool_key, tier.durable)
         blobs = Blobs(upstreams, means, permissions, metrics, verifies=config.store.verify_on_read)
         stack.push_async_callback(blobs.aclose)
         prefetch = Prefetch({one.registry: one.prefetch for one in config.upstream}, blobs, log)
@@ -105,11 +112,27 @@ async def build(config: Config, log: Logger, metrics: Metrics) -> AsyncIterator[
         )  # fmt: skip
         healing = Healing(tree, store, manifests, blobs, {one.registry for one in config.upstream if not one.sealed})
         scrubber = Scrubber(tree, healing, metrics, log, config.store.scrub_rate)
-        jobs = Errands(config, tree, housekeeping, metrics, log).jobs(scrubber, Stock(manifests, blobs, repositories))
+        jobs = Errands(config, tree, housekeeping, metrics, log).jobs(
+            scrubber, Stock(manifests, blobs, repositories), tier.durable
+        )
         yield App(
             handlers, manifests, blobs, repositories, means, metrics, limits, Desk(config, tree), housekeeping,
-            Jobs(tree, jobs, log), scrubber, recorder,
+            Jobs(tree, jobs, log), scrubber, recorder, tier.uploads,
         )  # fmt: skip
+
+
+async def _tier(
+    config: Config, tree: files.Tree, stack: contextlib.AsyncExitStack, metrics: Metrics, log: Logger
+) -> Tier:
+    if config.store.s3 is None:
+        return Tier(DiskBlobs(tree), DiskRepositories(tree))
+    try:
+        bucket = await stack.enter_async_context(Bucket(config.store.s3))
+    except BucketError as error:
+        raise ConfigError([f"store.s3: {error.reason}"]) from None
+    durable = Durable(bucket, metrics, log)
+    waiting = Uploads(tree, durable, metrics, log)
+    return Tier(TieredBlobs(tree, durable, waiting), TieredRepositories(tree, durable, waiting), durable, waiting)
 
 
 def _check_parser() -> None:

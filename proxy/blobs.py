@@ -6,16 +6,17 @@ from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 
-from proxy.download import Source
 from proxy.files import Handle
 from proxy.fill import Fill, Means, Result
 from proxy.oci.digest import Digest
 from proxy.oci.errors import OciError, Problem
 from proxy.oci.reference import Repository
+from proxy.origin import Source
 from proxy.permissions import Permissions
 from proxy.reading import Blob, ComingBlob, StoredBlob
 from proxy.spool import End
 from proxy.stores.base import Link
+from proxy.stores.disk import blob_key
 from proxy.telemetry import Metrics, Outcome
 from proxy.upstream import Upstream
 from proxy.vouching import Vouching
@@ -58,6 +59,10 @@ class Blobs:
             if handle is not None:
                 handle.close()
                 return handle.size
+            if self._means.durable is not None and link.size is not None:
+                size = await self._means.durable.size(blob_key(digest))
+                if size == link.size:
+                    return size
         return (await self._permissions.asked(repository, digest)).size
 
     async def open(self, repository: Repository, digest: Digest, *, in_part: bool = False) -> Blob:

@@ -11,8 +11,8 @@ from rich.text import Text
 from proxy import files, trust
 from proxy.certificates import Certificate
 from proxy.config import Config, ConfigError
-from proxy.inventory import age
-from proxy.sections import Account, Lifecycle, Upstream, Warm
+from proxy.inventory import age, size
+from proxy.sections import S3, Account, Lifecycle, Upstream, Warm
 from proxy.stores import ledger
 from proxy.warming import here
 
@@ -23,6 +23,9 @@ FORMS = "/v2/{name}/IMAGE or ?ns={name}"
 def report(config: Config, console: Console) -> bool:
     """Print what would happen; False if something would keep `serve` from starting."""
     problems = [*_store(config, console), *_listeners(config, console), *trust.problems(config)]
+    if config.store.s3 is not None:
+        console.print()
+        _paragraph(console, f"bucket {config.store.s3.bucket}", _kept(config.store.s3))
     for upstream in config.upstream:
         console.print()
         _paragraph(console, _title(config, upstream), _sentences(upstream))
@@ -140,6 +143,15 @@ def _sentences(upstream: Upstream) -> list[str]:
     if upstream.insecure:
         said.append("Its certificate is not verified: whoever is in between can read passwords and move tags.")
     return said
+
+
+def _kept(s3: S3) -> list[str]:
+    """What the bucket is for, and how objects are kept in it."""
+    where = s3.endpoint_url or f"Amazon S3{f' in {s3.region}' if s3.region else ''}"
+    said = [f"Everything that is cached goes to {where} as well, below {s3.prefix or 'no prefix'}."]
+    if s3.encryption is not None:
+        said.append(f"Encrypted there by {s3.encryption}{f' with the key {s3.kms_key_id}' if s3.kms_key_id else ''}.")
+    return said + [f"From {size(rule.min_size)} on: {rule.name}." for rule in s3.storage_class]
 
 
 def _rules(entry: Lifecycle) -> list[str]:

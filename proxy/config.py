@@ -15,7 +15,7 @@ from proxy.oci.lifecycle import PolicyInvalid
 from proxy.proxies import from_environment
 from proxy.registries import PUBLIC, known
 from proxy.routing import Routes, image
-from proxy.sections import Account, Admin, Lifecycle, Log, Server, Store, Upstream, Warm
+from proxy.sections import S3, Account, Admin, Lifecycle, Log, Server, StorageClass, Store, Upstream, Warm
 from proxy.values import Section
 
 PREFIX = "ENTREPOT_"
@@ -223,6 +223,8 @@ def _nearest(location: Sequence[Any]) -> str:
     model = Config if len(location) == 1 else sections.get(str(location[0]), Config)
     if "account" in location[:-1]:
         model = Account
+    if tuple(location[:2]) == ("store", "s3") and len(location) > 2:
+        model = StorageClass if "storage_class" in location[:-1] else S3
     keys = [key for key, field in model.model_fields.items() if not field.exclude]
     near = difflib.get_close_matches(str(location[-1]), keys, n=1)
     return f"; did you mean {near[0]!r}?" if near else f"; the keys here are {', '.join(keys)}"

@@ -4,31 +4,19 @@ import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
 from proxy import files
-from proxy.blob_stream import BlobStream, Interrupted
+from proxy.blob_stream import Interrupted
 from proxy.eviction import STEP, Reservation
 from proxy.files import Handle
-from proxy.oci.digest import Digest, Hasher
+from proxy.oci.digest import Hasher
 from proxy.oci.errors import OciError, Problem
-from proxy.oci.reference import Repository
 from proxy.oci.retry import pause
-from proxy.parts import PartedStream
+from proxy.origin import Incoming, Origin
 from proxy.telemetry import Logger
-from proxy.upstream import Upstream
 
 ATTEMPTS = 5  # in a row that bring no byte, before giving up ...
 PERSEVERANCE = 60.0  # ... or seconds without one
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Where a blob comes from."""
-
-    upstream: Upstream
-    repository: Repository
-    digest: Digest
 
 
 class Growth:
@@ -56,7 +44,7 @@ class Download:
 
     def __init__(  # noqa: PLR0913  each of them by its name
         self,
-        source: Source,
+        origin: Origin,
         growth: Growth,
         reservation: Reservation,
         *,
@@ -65,7 +53,7 @@ class Download:
         announce: Callable[[int], None],
         log: Logger,
     ) -> None:
-        self._source = source
+        self._origin = origin
         self._growth = growth
         self._reservation = reservation
         self._expected = expected
@@ -89,11 +77,9 @@ class Download:
 
     async def _transfer(self) -> str | None:
         """One request. Returns why there must be another; None when all has come."""
-        digest = self._source.digest
+        digest = self._origin.digest
         try:
-            async with self._source.upstream.download(
-                self._source.repository, digest, start=self._growth.done
-            ) as stream:
+            async with self._origin.open(self._growth.done) as stream:
                 await self._answered(stream)
                 await self._pour(stream)
         except Interrupted as interruption:
@@ -115,13 +101,13 @@ class Download:
             # As a cache does that has found the bytes to be wrong: they are not to be built upon.
             raise self._invalid("withholds the last byte of a blob")
         self._failures += 1
-        registry = self._source.repository.registry
+        registry = self._origin.name
         if self._failures >= ATTEMPTS or time.monotonic() - self._since > PERSEVERANCE:
             raise OciError(Problem.UPSTREAM_UNREACHABLE, f"{registry} broke off: {reason}")
         self._log.info("resuming", reason=reason, at=self._growth.done, size=self._total)
         await asyncio.sleep(pause(self._failures, secrets.SystemRandom().random()))
 
-    async def _answered(self, stream: BlobStream | PartedStream) -> None:
+    async def _answered(self, stream: Incoming) -> None:
         """Upstream has answered: hold it to what is known, and let the readers in."""
         if self._total is None:
             self._total = stream.total if stream.total is not None else self._expected
@@ -135,7 +121,7 @@ class Download:
             self._has_begun = True
         self._announce(self._growth.done)
 
-    async def _pour(self, stream: BlobStream | PartedStream) -> None:
+    async def _pour(self, stream: Incoming) -> None:
         """The one tee: each batch is hashed and written, then announced."""
         skip = self._growth.done - stream.start  # upstream may have answered a resume with the whole
         while data := memoryview(await stream.read()):
@@ -155,7 +141,7 @@ class Download:
         await self._reservation.grow(ahead if self._total is None else min(ahead, self._total))
 
     def _invalid(self, what: str) -> OciError:
-        return OciError(Problem.UPSTREAM_INVALID, f"{self._source.repository.registry} {what}")
+        return OciError(Problem.UPSTREAM_INVALID, f"{self._origin.name} {what}")
 
 
 def is_invalid(error: BaseException) -> bool:

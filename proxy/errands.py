@@ -1,5 +1,6 @@
 """What one process at a time does, once in a while: which jobs there are, by the configuration."""
 
+import time
 from collections.abc import Iterator
 
 from proxy import files, lifecycle, recording
@@ -12,9 +13,11 @@ from proxy.jobs import Job
 from proxy.rounds import Round, Stock
 from proxy.scrubbing import Scrubber
 from proxy.stores.disk import announce_change
+from proxy.stores.durable import Durable
 from proxy.telemetry import Logger, Metrics
 
 SWEEP = 3600.0  # seconds between looks for files that nobody came back for
+ABANDON = 24 * 3600.0  # seconds after which an upload is nobody's any more, and between looks for such
 FORGET = 24 * 3600.0  # seconds between looks for records of what is gone
 
 
@@ -30,7 +33,7 @@ class Errands:
         self._metrics = metrics
         self._log = log
 
-    def jobs(self, scrubber: Scrubber, stock: Stock) -> list[Job]:
+    def jobs(self, scrubber: Scrubber, stock: Stock, durable: Durable | None) -> list[Job]:
         """All of them, each with how often it is done."""
         return [
             Job("sweep", SWEEP, lambda: files.hop(self._sweep)),
@@ -38,6 +41,7 @@ class Errands:
             *self._scrubs(scrubber),
             *self._expiries(),
             *self._rounds(stock),
+            *self._abandons(durable),
         ]
 
     def _sweep(self) -> None:
@@ -68,3 +72,8 @@ class Errands:
         for entry in self._config.warm:
             going = Round(entry, self._config.routes, stock, self._metrics, self._log)
             yield Job(going.name, entry.every, going)
+
+    def _abandons(self, durable: Durable | None) -> Iterator[Job]:
+        """Uploads to the bucket that a crash, here or elsewhere, cut short."""
+        if durable is not None:
+            yield Job("abandon", ABANDON, lambda: durable.abandon(time.time() - ABANDON))

@@ -10,15 +10,17 @@ from dataclasses import dataclass
 
 from proxy import files
 from proxy.blob_stream import LOW_SPEED
-from proxy.download import Download, Growth, Source, is_invalid
+from proxy.download import Download, Growth, is_invalid
 from proxy.eviction import NoSpace, Reservation, Space
 from proxy.files import Handle, SpoolState, Tree
 from proxy.oci.digest import Digest, Hasher
 from proxy.oci.errors import OciError, Problem
 from proxy.oci.reference import Repository
+from proxy.origin import BucketFirst, Origin, Source
 from proxy.permissions import Permissions
 from proxy.spool import End, Spool
 from proxy.stores.base import BlobStore, Link
+from proxy.stores.durable import Durable
 from proxy.telemetry import Logger
 from proxy.upstream import Upstream
 
@@ -62,6 +64,7 @@ class Means:
     space: Space
     log: Logger
     spool_key: Callable[[Digest], str]
+    durable: Durable | None = None
 
 
 class _StartAfresh(Exception):
@@ -256,9 +259,9 @@ class Fill:
                 await self._permissions.confirmed(self.repository, self.digest, total)
                 self._open(handle, total)
 
-        source = Source(self._upstream, self.repository, self.digest)
+        origin = self._origin()
         download = Download(
-            source,
+            origin,
             claim.growth,
             reservation,
             expected=self._expected,
@@ -268,8 +271,13 @@ class Fill:
         )
         await download.run()
         if not self.digest.matches(claim.growth.hasher):
-            self._upstream.distrust_parts()
+            await origin.refute()
             raise OciError(Problem.UPSTREAM_INVALID, f"{self.repository.registry} sent a blob with wrong bytes")
+
+    def _origin(self) -> Origin:
+        source = Source(self._upstream, self.repository, self.digest)
+        durable = self._means.durable
+        return source if durable is None else BucketFirst(source, durable, self._granted, self._expected)
 
     async def _adopt(self, handle: Handle, size: int, reservation: Reservation) -> bool:
         """Publish what has been verified; False if the disk refuses, which does not make it any less right."""

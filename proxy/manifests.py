@@ -341,9 +341,11 @@ class Manifests:
     async def _read(self, repository: Repository, digest: Digest) -> Manifest | None:
         """A manifest that is on the disk, if it is what its digest says. Raises OSError."""
         link = await self._repositories.link(repository, digest)
-        handle = None if link is None or link.media_type is None else await self._blobs.open(digest)
-        if link is None or link.media_type is None or handle is None:
+        if link is None or link.media_type is None:
             return None
+        handle = await self._blobs.open(digest)
+        if handle is None:
+            return await self._from_afar(repository, digest, link.media_type)
         try:
             body = await handle.read(0, manifest.MAX_BYTES + 1)
             if Digest.of(body, digest.algorithm) != digest:
@@ -353,6 +355,15 @@ class Manifests:
         finally:
             handle.close()
         return await asyncio.to_thread(manifest.parse, body, link.media_type, digest.algorithm)
+
+    async def _from_afar(self, repository: Repository, digest: Digest, media_type: str) -> Manifest | None:
+        """A manifest that the store has elsewhere; from now on it is here as well."""
+        body = await self._blobs.fetch(digest, manifest.MAX_BYTES)
+        if body is None:
+            return None
+        found = await asyncio.to_thread(manifest.parse, body, media_type, digest.algorithm)
+        await self._keep_content(repository, found)
+        return found
 
     async def _remove(self, digest: Digest, damaged: Handle) -> None:
         try:

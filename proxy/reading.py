@@ -6,11 +6,11 @@ from typing import Protocol
 
 from proxy import files
 from proxy.blob_stream import BlobStream, Interrupted
-from proxy.download import Source
 from proxy.files import Handle
 from proxy.oci.byterange import Span
 from proxy.oci.digest import Digest, Hasher
 from proxy.oci.errors import OciError, Problem
+from proxy.origin import Source
 from proxy.spool import End, Spool
 from proxy.telemetry import Outcome
 

@@ -12,6 +12,8 @@ from yarl import URL
 from proxy.proxies import Proxies, everywhere
 from proxy.values import (
     Address,
+    AwsAccount,
+    BucketName,
     Bytes,
     File,
     Host,
@@ -24,10 +26,12 @@ from proxy.values import (
     Platforms,
     PolicyText,
     Prefetch,
+    Prefix,
     ProxyUrl,
     RepositoryPatterns,
     Seconds,
     Section,
+    StorageClassName,
 )
 
 # Which keys of an account mean something to which provider only.
@@ -79,6 +83,54 @@ class Admin(Section):
         return self
 
 
+def _check_url(text: str, key: str = "url") -> None:
+    try:
+        url = URL(text)
+        valid = url.scheme in {"http", "https"} and bool(url.host) and text.isascii()
+    except ValueError:
+        valid = False
+    else:
+        if valid and (url.user is not None or url.password is not None):
+            raise ValueError(f"{key} holds a user or a password: they do not belong in a URL")
+        valid = valid and not url.query_string and not url.fragment
+    if not valid:
+        raise ValueError(f'{key} must look like "https://registry.example.com", with no query')
+
+
+class StorageClass(Section):
+    """Which class of storage objects of at least so many bytes go to."""
+
+    name: StorageClassName
+    min_size: Bytes = 0
+
+
+class S3(Section):
+    """The bucket that outlives this machine, and that replicas share."""
+
+    bucket: BucketName
+    prefix: Prefix = ""
+    endpoint_url: str | None = None
+    region: str | None = None
+    profile: str | None = None
+    addressing: Literal["auto", "path", "virtual"] = "auto"
+    ca_file: File | None = None
+    expected_bucket_owner: AwsAccount | None = None
+    encryption: Literal["AES256", "aws:kms", "aws:kms:dsse"] | None = None
+    kms_key_id: str | None = None
+    storage_class: Annotated[tuple[StorageClass, ...], Field(strict=False)] = ()
+    checksums: Literal["when_required", "when_supported"] = "when_required"
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.endpoint_url is not None:
+            _check_url(self.endpoint_url, "endpoint_url")
+        if self.kms_key_id is not None and (self.encryption is None or not self.encryption.startswith("aws:kms")):
+            raise ValueError('kms_key_id goes with encryption = "aws:kms" or "aws:kms:dsse" only')
+        # The first that fits counts: the largest least size first.
+        ordered = tuple(sorted(self.storage_class, key=lambda rule: -rule.min_size))
+        return self if ordered == self.storage_class else self.model_copy(update={"storage_class": ordered})
+
+
 class Store(Section):
     """Where the cache is, how large it may grow (bytes; 0: no limit), and how it is looked after (bytes a second)."""
 
@@ -90,6 +142,7 @@ class Store(Section):
     scrub_interval: Annotated[Seconds, Field(gt=0)] = 30 * 86400.0
     verify_on_read: bool = False
     lifecycle_interval: Annotated[Seconds, Field(ge=60)] = 3600.0
+    s3: S3 | None = None
 
 
 class Warm(Section):
@@ -130,20 +183,6 @@ def _check_password(username: str | None, env: str | None, file: Path | None, pr
         raise ValueError(f"{either.replace(' or ', ' and ')} exclude each other: set one of them")
     if (username is None) != (env is None and file is None):
         raise ValueError(f"{prefix}username needs {either}, and they need {prefix}username")
-
-
-def _check_url(text: str) -> None:
-    try:
-        url = URL(text)
-        valid = url.scheme in {"http", "https"} and bool(url.host) and text.isascii()
-    except ValueError:
-        valid = False
-    else:
-        if valid and (url.user is not None or url.password is not None):
-            raise ValueError("url holds a user or a password: use username with password_env or password_file")
-        valid = valid and not url.query_string and not url.fragment
-    if not valid:
-        raise ValueError('url must look like "https://registry.example.com", with no query')
 
 
 class Account(Section):

@@ -119,7 +119,10 @@ async def serve(
             await stack.enter_async_context(listening(Admin(config.admin, registry, app.limits, app.desk), admin))
         context = None if certificate is None else certificate.context
         listener = await stack.enter_async_context(listening(app.handlers, sock, context))
-        for work in (app.housekeeping.run(certificate), app.jobs.run(), app.recorder.run()):
+        works = [app.housekeeping.run(certificate), app.jobs.run(), app.recorder.run()]
+        if app.uploads is not None:
+            works.append(app.uploads.run())
+        for work in works:
             stack.callback(asyncio.create_task(work).cancel)
         _announce(config, log, sock, admin)
         app.handlers.is_ready = True

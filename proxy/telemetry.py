@@ -155,6 +155,18 @@ class Metrics:
         self.expired_bytes = Counter(
             "entrepot_expired_bytes", "Bytes of blobs that went with those images", registry=registry
         )
+        self.bucket_up = Gauge(
+            "entrepot_bucket_up", "Whether the bucket did what was last asked of it", registry=registry,
+            multiprocess_mode="mostrecent",
+        )  # fmt: skip
+        self.bucket_bytes = Counter(
+            "entrepot_bucket_bytes", "Bytes of blobs to the bucket (up) and from it (down)", ["direction"],
+            registry=registry,
+        )  # fmt: skip
+        self.uploads_pending = Gauge(
+            "entrepot_uploads_pending", "Files that have yet to get into the bucket", registry=registry,
+            multiprocess_mode="livemax",
+        )  # fmt: skip
         self.descriptors = Gauge(
             "entrepot_open_descriptors", "Open file descriptors", registry=registry, multiprocess_mode="livesum"
         )

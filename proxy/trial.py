@@ -1,4 +1,4 @@
-"""A try of each account of an upstream, for `entrepot check`: one sentence for what does not work."""
+"""A try of the bucket and of each account of an upstream, for `entrepot check`: a sentence for what does not work."""
 
 import asyncio
 import contextlib
@@ -8,6 +8,7 @@ from proxy import sections
 from proxy.accounts import open_account
 from proxy.egress import Egress, asked_for
 from proxy.oci.errors import OciError, Problem
+from proxy.stores.s3 import Bucket, BucketError
 from proxy.telemetry import quiet
 
 ANSWERS = frozenset({200, 401, 403, 429})  # of a registry to /v2/, whatever it thinks of us
@@ -27,6 +28,22 @@ async def problems(upstreams: Sequence[sections.Upstream]) -> list[str]:
     trials = [(index, upstream) for index, upstream in enumerate(upstreams) if is_worth_trying(upstream)]
     found = await asyncio.gather(*(_tried(upstream, f"upstream[{index}]") for index, upstream in trials))
     return [sentence for sentences in found for sentence in sentences]
+
+
+async def bucket_problems(settings: sections.S3 | None) -> list[str]:
+    """Write, read and remove an object as the cache would: a sentence if that fails, or if less works than it might."""
+    if settings is None:
+        return []
+    try:
+        async with asyncio.timeout(LONGEST), Bucket(settings) as bucket:
+            if await bucket.trial():
+                return []
+    except BucketError as error:
+        return [f"store.s3: {settings.bucket}: {error.reason}"]
+    except TimeoutError:
+        return [f"store.s3: {settings.bucket}: no answer within {LONGEST:g} s: check store.s3.endpoint_url"]
+    lacking = "the store knows no conditional writes (If-None-Match): replicas on it bring in the same blob each"
+    return [f"store.s3: {settings.bucket}: {lacking}"]
 
 
 async def _tried(upstream: sections.Upstream, key: str) -> list[str]:

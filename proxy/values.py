@@ -23,6 +23,9 @@ _UNITS = {"B": 1} | {
 _HOST = re.compile(r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?(?::\d{1,5})?|\[[0-9a-f:.]+\](?::\d{1,5})?")
 _PATTERN = re.compile(r"[a-z0-9._/*-]{1,255}")
 _REPOSITORY_PATTERN = re.compile(r"[a-z0-9._/:*-]{1,320}")  # with the registry in front
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]", re.ASCII)
+_PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,511}", re.ASCII)
+_STORAGE_CLASS = re.compile(r"[A-Z][A-Z0-9_]{1,63}", re.ASCII)
 _LABEL = re.compile(r"[\w.@$+-]{1,64}", re.ASCII)
 
 
@@ -145,6 +148,34 @@ def _label(value: object) -> object:
     return value
 
 
+def _bucket(value: object) -> object:
+    if isinstance(value, str) and not _BUCKET.fullmatch(value):
+        raise ValueError(f'{value!r} is no name of a bucket: write it alone, such as "images"')
+    return value
+
+
+def _prefix(value: object) -> object:
+    if not isinstance(value, str) or not value:
+        return value
+    if not _PREFIX.fullmatch(value) or ".." in value or "//" in value:
+        raise ValueError(f'{value!r} is no prefix of keys: write it like "entrepot/"')
+    return value.removesuffix("/") + "/"
+
+
+def _aws_account(value: object) -> object:
+    if isinstance(value, str) and not (len(value) == 12 and value.isascii() and value.isdigit()):
+        raise ValueError(f"{value!r} is no AWS account: write its twelve digits, in quotes")
+    return value
+
+
+def _storage_class(value: object) -> object:
+    if isinstance(value, str) and not _STORAGE_CLASS.fullmatch(value):
+        raise ValueError(f'{value!r} is no class of storage: write "STANDARD_IA" or "INTELLIGENT_TIERING"')
+    if value in {"GLACIER", "DEEP_ARCHIVE"}:
+        raise ValueError(f'{value!r} gives nothing back for hours: a cache cannot use it; write "GLACIER_IR"')
+    return value
+
+
 def _proxy(value: object) -> object:
     if not isinstance(value, str) or value == "none":
         return value
@@ -209,3 +240,7 @@ PolicyText = Annotated[InstanceOf[lifecycle.Policy], BeforeValidator(_policy)]
 ProxyUrl = Annotated[str, BeforeValidator(_proxy)]
 Platforms = Annotated[tuple[Annotated[str, BeforeValidator(_platform)], ...], Field(strict=False)]
 Prefetch = Annotated[Patterns, BeforeValidator(_prefetch)]
+BucketName = Annotated[str, BeforeValidator(_bucket)]
+Prefix = Annotated[str, BeforeValidator(_prefix)]
+AwsAccount = Annotated[str, BeforeValidator(_aws_account)]
+StorageClassName = Annotated[str, BeforeValidator(_storage_class)]

@@ -5,6 +5,9 @@ from collections.abc import Iterator
 import pytest
 from blockbuster import blockbuster_ctx
 
+from . import buckets
+from .buckets import KEYS, Server, TestBucket
+
 
 @pytest.fixture(params=[("asyncio", {"use_uvloop": True})], ids=["uvloop"], scope="session")
 def anyio_backend(request: pytest.FixtureRequest) -> object:
@@ -17,3 +20,18 @@ def no_blocking_calls() -> Iterator[None]:
     """A blocking call of the product's on the event loop fails the test."""
     with blockbuster_ctx("proxy"):
         yield
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[Server]:
+    """An S3 server, for as long as there are tests that want one."""
+    with buckets.server() as one:
+        yield one
+
+
+@pytest.fixture
+def bucket(s3_server: Server, monkeypatch: pytest.MonkeyPatch) -> TestBucket:
+    """An empty bucket on it, and in the environment the keys to it and nothing else of this machine's."""
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+    return s3_server.bucket()

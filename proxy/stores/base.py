@@ -63,6 +63,9 @@ class BlobStore(Protocol):
     async def adopt(self, digest: Digest, spool: Handle, key: str | None = None) -> None:
         """Take over a locked and verified spool: that of `digest`, or another with that key. Raises OSError."""
 
+    async def fetch(self, digest: Digest, limit: int) -> bytes | None:
+        """A manifest that is not here, from where else the store may have it, verified; None if it is not there."""
+
     async def remove(self, digest: Digest, damaged: Handle) -> None:
         """Take out a blob that turned out to be damaged, unless another is there by now; readers keep their bytes."""
 

@@ -12,6 +12,7 @@ changes                                       another content each time that an 
 jobs/<name>                                   when some work was last done, locked by the process that is at it
 quarantine/<seconds>-<random>-<name>          what was damaged, or has no place here: never served, dropped in time
 recordings/                                   what clients ask for, while somebody records (proxy/recorder.py)
+uploads/<key>                                 what has yet to get into the bucket (proxy/uploads.py)
 tmp/, ledger/                                 small files on their way in; how much space is taken
 """
 
@@ -40,7 +41,7 @@ from proxy.stores.base import Link, Pin, TagRecord
 
 DIRECTORIES = (
     "blobs", "repositories", "pins", "spool", "tmp", ledger.DIRECTORY, "limits", "jobs", quarantine.DIRECTORY,
-    "recordings",
+    "recordings", "uploads",
 )  # fmt: skip
 BOOT = "boot"  # the file that says which boot of which machine the downloads in spool/ are from
 BOOT_LIMIT = 64  # bytes
@@ -107,6 +108,9 @@ class DiskBlobs:
 
     async def adopt(self, digest: Digest, spool: Handle, key: str | None = None) -> None:
         await self.tree.commit_spool(key or spool_key(digest), spool, blob_key(digest))
+
+    async def fetch(self, digest: Digest, limit: int) -> bytes | None:
+        return None
 
     async def remove(self, digest: Digest, damaged: Handle) -> None:
         await hop(lambda: set_aside(self.tree, blob_key(digest), os.fstat(damaged.fd)))

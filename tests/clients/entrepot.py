@@ -59,11 +59,17 @@ class Request:
 class Entrepot:
     """The proxy, and what it says it did; with an authority to certify it, it speaks TLS.
 
-    `more` goes into the table of each upstream.
+    `more` goes into the table of each upstream, `tables` are further ones.
     """
 
     def __init__(
-        self, directory: Path, upstreams: Mapping[str, str], authority: trustme.CA | None = None, *, more: str = ""
+        self,
+        directory: Path,
+        upstreams: Mapping[str, str],
+        authority: trustme.CA | None = None,
+        *,
+        more: str = "",
+        tables: str = "",
     ) -> None:
         self._port = free_port()
         self.address = f"127.0.0.1:{self._port}"
@@ -74,7 +80,7 @@ class Entrepot:
         self._authority = authority
         tls = "" if authority is None else _certified(authority, directory)
         text = CONFIG.format(port=self._port, admin_port=free_port(), store=self._store, tls=tls)
-        text += "".join(UPSTREAM.format(name=name, url=url) + more for name, url in upstreams.items())
+        text += tables + "".join(UPSTREAM.format(name=name, url=url) + more for name, url in upstreams.items())
         self._config.write_text(text)
 
     @contextlib.contextmanager
@@ -115,6 +121,10 @@ class Entrepot:
         wait_until(lambda: not missing(), f"{agent} got {len(blobs)} blobs from the proxy", timeout=5)
         failed = [request for request in self.requests()[before:] if request.status >= 400]
         assert not failed, failed
+
+    def waiting(self) -> list[Path]:
+        """What has yet to get into its bucket."""
+        return [path for path in (self._store / "uploads").glob("**/*") if path.is_file()]
 
     def _entries(self) -> list[dict[str, Any]]:
         lines = self.log.read_text().splitlines()

@@ -137,7 +137,7 @@ async def running(
     assert "a defect" not in stream.getvalue(), stream.getvalue()
     if alone:
         await until(lambda: not _tasks_of_ours(), "tasks are left")
-        await until(lambda: not _open_below(store), "descriptors are left")
+        await until(lambda: not _open_below(store), f"descriptors are left: {_open_below(store)}")
         assert not list((store / "tmp").glob("*")), "temporary files are left"
 
 

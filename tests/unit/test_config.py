@@ -15,7 +15,7 @@ from yarl import URL
 
 from proxy.config import Config, ConfigError, load
 from proxy.registries import PUBLIC, ecr_region
-from proxy.sections import Account, Lifecycle, Server, Store, Upstream, Warm
+from proxy.sections import S3, Account, Lifecycle, Server, StorageClass, Store, Upstream, Warm
 from proxy.values import Listen
 
 SECRET = "hunter2-do-not-tell"
@@ -297,10 +297,66 @@ TABLES = {"upstream", "lifecycle", "warm"}
 def test_every_key_that_exists_is_in_the_test_above() -> None:
     sections = {name: field.annotation for name, field in Config.model_fields.items() if name not in TABLES}
     keys: set[str] = set()
-    for model in (*sections.values(), Upstream, Account, Lifecycle, Warm):
+    for model in (*sections.values(), Upstream, Account, Lifecycle, Warm, S3, StorageClass):
         keys |= {key for key, field in model.model_fields.items() if not field.exclude}  # type: ignore[union-attr]
-    unset = {key for key in keys if f"{key} = " not in EVERY_KEY + ACCOUNTS + LIFECYCLE}
-    assert unset == {"password_file", "proxy_password_file", "token_file", "account"}, "new keys want a test"
+    unset = {key for key in keys if f"{key} = " not in EVERY_KEY + ACCOUNTS + LIFECYCLE + BUCKET}
+    assert unset == {"password_file", "proxy_password_file", "token_file", "account", "s3"}, "new keys want a test"
+
+
+BUCKET = """
+[store.s3]
+bucket = "images"
+prefix = "entrepot"
+endpoint_url = "https://ceph.example.com"
+region = "eu-central-1"
+profile = "cache"
+addressing = "path"
+ca_file = "/etc/ca.crt"
+expected_bucket_owner = "123456789012"
+encryption = "aws:kms"
+kms_key_id = "alias/cache"
+storage_class = [{ name = "STANDARD" }, { name = "STANDARD_IA", min_size = "1 MiB" }]
+checksums = "when_supported"
+"""
+
+
+def test_a_bucket_can_be_told_everything(tmp_path: Path) -> None:
+    s3 = loaded(tmp_path, BUCKET).store.s3
+    assert s3 is not None
+    assert s3.prefix == "entrepot/"
+    assert s3.model_dump(exclude={"storage_class", "ca_file", "prefix"}) == {
+        "bucket": "images", "endpoint_url": "https://ceph.example.com", "region": "eu-central-1", "profile": "cache",
+        "addressing": "path", "expected_bucket_owner": "123456789012", "encryption": "aws:kms",
+        "kms_key_id": "alias/cache", "checksums": "when_supported",
+    }  # fmt: skip
+    assert [(rule.name, rule.min_size) for rule in s3.storage_class] == [("STANDARD_IA", 2**20), ("STANDARD", 0)]
+    assert loaded(tmp_path, "").store.s3 is None
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('bucket = "s3://images"', "store.s3.bucket: 's3://images' is no name of a bucket"),
+        ('prefix = "/a"', "store.s3.prefix: '/a' is no prefix of keys"),
+        ('prefix = "a/../b"', "store.s3.prefix: 'a/../b' is no prefix of keys"),
+        ('endpoint_url = "ceph:7480"', "endpoint_url must look like"),
+        ('endpoint_url = "https://a:b@ceph"', "endpoint_url holds a user or a password"),
+        ('expected_bucket_owner = "1234"', "store.s3.expected_bucket_owner: '1234' is no AWS account"),
+        ('encryption = "AES256"', 'kms_key_id goes with encryption = "aws:kms"'),
+        ('encryption = "rot13"', "store.s3.encryption: must be 'AES256', 'aws:kms' or 'aws:kms:dsse'"),
+        ('storage_class = [{ name = "GLACIER" }]', "gives nothing back for hours"),
+        ('storage_class = [{ name = "cheap" }]', "store.s3.storage_class[0].name: 'cheap' is no class of storage"),
+        ('secret_key = "x"', "store.s3.secret_key: no such key"),
+        ('buckets = "x"', "store.s3.buckets: no such key; did you mean 'bucket'?"),
+        ('storage_class = [{ title = "STANDARD" }]', "store.s3.storage_class[0].name: is required"),
+    ],
+)
+def test_a_bucket_that_cannot_be_is_refused_with_the_key(tmp_path: Path, line: str, message: str) -> None:
+    key = line.partition(" ")[0]
+    text = "\n".join(other for other in BUCKET.splitlines() if other.partition(" ")[0] != key)
+    with pytest.raises(ConfigError) as error:
+        loaded(tmp_path, f"{text}\n{line}\n")
+    assert message in str(error.value)
 
 
 def lifecycle(tmp_path: Path, policy: str = POLICY, in_file: str = POLICY) -> str:

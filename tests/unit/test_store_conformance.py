@@ -1,17 +1,27 @@
 """What every store promises, run for each of them."""
 
 import asyncio
+import copy
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from proxy.files import Handle
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository, Tag
+from proxy.sections import S3
 from proxy.stores.base import BlobStore, Link, RepositoryStore, TagRecord
 from proxy.stores.disk import DiskBlobs, DiskRepositories, open_tree, spool_key
+from proxy.stores.durable import Durable
+from proxy.stores.s3 import Bucket
+from proxy.stores.tiered import TieredBlobs, TieredRepositories
+from proxy.stores.uploads import Uploads
+from proxy.telemetry import Metrics, quiet
+from tests.buckets import KEYS, REGION, Server
 
 BODY = b"verified bytes " * 1000
 
@@ -26,9 +36,39 @@ class Stores:
     reopened: Callable[[], "Stores"]
 
 
-@pytest.fixture(params=["disk"])
-async def stores(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Stores]:
-    """Each store there is."""
+@pytest.fixture(scope="module")
+async def shared(s3_server: Server) -> AsyncIterator[Bucket]:
+    """A bucket for all of these tests: to open one takes a while."""
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in KEYS.items():
+            environment.setenv(name, value)
+        outside = await asyncio.to_thread(s3_server.bucket)
+        settings = S3.model_validate({"bucket": outside.name, "endpoint_url": outside.url, "region": REGION})
+        async with Bucket(settings) as one:
+            yield one
+
+
+@pytest.fixture(scope="module")
+async def away() -> AsyncIterator[Bucket]:
+    """A bucket that does not answer."""
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in KEYS.items():
+            environment.setenv(name, value)
+        settings = S3.model_validate({"bucket": "none", "endpoint_url": "http://127.0.0.1:9", "region": REGION})
+        async with Bucket(settings) as one:
+            yield one
+
+
+def below_a_prefix(bucket: Bucket) -> Bucket:
+    """The same, with nothing in it."""
+    other = copy.copy(bucket)
+    other._settings = bucket._settings.model_copy(update={"prefix": f"{secrets.token_hex(8)}/"})
+    return other
+
+
+@pytest.fixture(params=["disk", "bucket", "bucket away"])
+async def stores(request: pytest.FixtureRequest, tmp_path: Path, shared: Bucket, away: Bucket) -> AsyncIterator[Stores]:
+    """Each store there is, and the one with a bucket behind it also while that does not answer."""
     tree = await asyncio.to_thread(open_tree, tmp_path / "store")
 
     async def spooled(digest: Digest, body: bytes) -> Handle:
@@ -41,8 +81,19 @@ async def stores(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
     def opened() -> Stores:
         return Stores(DiskBlobs(tree), DiskRepositories(tree), spooled, opened)
 
-    assert request.param == "disk"
-    yield opened()
+    if request.param == "disk":
+        yield opened()
+    else:
+        is_there = request.param == "bucket"
+        durable = Durable(below_a_prefix(shared if is_there else away), Metrics(CollectorRegistry()), quiet())
+
+        def tiered() -> Stores:
+            uploads = Uploads(tree, durable, Metrics(CollectorRegistry()), quiet())
+            return Stores(
+                TieredBlobs(tree, durable, uploads), TieredRepositories(tree, durable, uploads), spooled, tiered
+            )
+
+        yield tiered()
     tree.close()
 
 

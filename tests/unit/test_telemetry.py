@@ -112,7 +112,7 @@ def test_no_metric_has_a_label_that_a_client_could_fill() -> None:
     registry = CollectorRegistry()
     metrics = Metrics(registry)
     labels = {name for metric in vars(metrics).values() for name in getattr(metric, "_labelnames", ())}
-    assert labels == {"kind", "upstream", "status", "outcome", "method", "account", "fate"}
+    assert labels == {"kind", "upstream", "status", "outcome", "method", "account", "fate", "direction"}
     metrics.requests.labels("blob", "docker.io", 200, Outcome.HIT.value).inc()
     text = generate_latest(registry).decode()
     assert 'entrepot_requests_total{kind="blob",outcome="hit",status="200",upstream="docker.io"} 1.0' in text

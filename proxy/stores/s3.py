@@ -1,0 +1,395 @@
+"""A bucket of S3, or of what speaks as it does (Ceph, MinIO, R2): objects by key, whole or in part.
+
+The only module that knows S3. What comes out of a bucket is believed by nobody before it was held against a digest.
+"""
+
+import asyncio
+import contextlib
+import math
+import secrets
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import aiohttp
+from aiobotocore.config import AioConfig
+from aiobotocore.credentials import AioCredentials
+from aiobotocore.session import AioSession
+from botocore.config import Config
+from botocore.credentials import ReadOnlyCredentials
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+from botocore.loaders import create_loader
+from botocore.session import Session
+
+from proxy import daemon, sections
+from proxy.blob_stream import Interrupted
+from proxy.files import Handle, hop
+from proxy.single_flight import SingleFlight
+
+if TYPE_CHECKING:
+    from types_aiobotocore_s3.client import S3Client
+    from types_aiobotocore_s3.type_defs import CompletedPartTypeDef
+
+PART = 16 * 1024 * 1024  # bytes of a part of an upload; S3 wants 5 MiB at least, and ten thousand of them at most
+PARTS_AT_ONCE = 4  # of all uploads together: as much memory as so many parts
+STALL = 30.0  # seconds without a byte
+CONNECT = 5.0  # seconds
+CONNECTIONS = 64
+KEYS_AT_ONCE = 1000
+KEYS_LIFE = 60.0  # seconds for which the machine's credentials are used before their source is asked again
+_MISSING = {"NoSuchKey", "404", "NotFound"}
+_TAKEN = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409"}
+_UNKNOWN = {"NotImplemented", "501"}
+
+# By S3's own codes, and by the names of botocore's exceptions and of their bases.
+_REASONS: Mapping[str, str] = {
+    "NoSuchBucket": "there is no such bucket: create it, or check store.s3.bucket",
+    "AccessDenied": "the credentials of this machine do not allow it, or the bucket belongs to somebody else: see "
+    "docs/s3.md for the policy, and check store.s3.expected_bucket_owner",
+    "403": "the credentials of this machine do not allow it, or the bucket belongs to somebody else",
+    "InvalidAccessKeyId": "it does not know the access key of this machine",
+    "SignatureDoesNotMatch": "the secret of the access key is wrong",
+    "ExpiredToken": "the AWS credentials of this machine have expired",
+    "RequestTimeTooSkewed": "the clock of this machine is wrong by more than it bears: set it",
+    "PermanentRedirect": "the bucket is in another region: check store.s3.region",
+    "AuthorizationHeaderMalformed": "the bucket is in another region: check store.s3.region",
+    "IllegalLocationConstraintException": "the bucket is in another region: check store.s3.region",
+    "301": "the bucket is in another region: check store.s3.region",
+    "SlowDown": "it wants fewer requests for a while",
+    "503": "it wants fewer requests for a while",
+    "MissingContentLength": 'it takes no checksums as trailers: set store.s3.checksums = "when_required"',
+    "InvalidStorageClass": "it does not know store.s3.storage_class",
+    "KMS.NotFoundException": "there is no such key: check store.s3.kms_key_id",
+    "InvalidDigest": "the bytes changed on the way",
+    "BadDigest": "the bytes changed on the way",
+    "NoCredentialsError": "this machine has no AWS credentials: give it a role, set store.s3.profile, or set "
+    "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "PartialCredentialsError": "half of the AWS credentials is missing",
+    "ProfileNotFound": "there is no such profile in the AWS configuration: check store.s3.profile",
+    "NoRegionError": "its region is not known: set store.s3.region",
+    "SSLError": "its certificate could not be verified: check store.s3.ca_file",
+    "ConnectTimeoutError": "it does not answer",
+    "ReadTimeoutError": "it does not answer",
+    "ConnectionError": "it cannot be reached: check store.s3.endpoint_url",
+    "HTTPClientError": "it cannot be reached: check store.s3.endpoint_url",
+}
+
+
+class BucketError(Exception):
+    """A bucket has not done what was asked; `reason` says why in half a sentence, without anything secret."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Taken(BucketError):
+    """There is an object of that key already."""
+
+
+class Unconditional(BucketError):
+    """The store knows no conditional writes."""
+
+
+class ObjectStream:
+    """The bytes of an object as they come: `start` is the offset of the first, `total` the object's size."""
+
+    def __init__(self, body: Any, start: int, total: int) -> None:
+        self._body = body
+        self.start = start
+        self.total = total
+
+    async def read(self) -> bytes:
+        """Whatever has come since, at least a byte; empty at the end. Raises Interrupted."""
+        try:
+            async with asyncio.timeout(STALL):
+                return bytes(await self._body.raw_stream.content.readany())
+        except TimeoutError:
+            raise Interrupted(f"no byte for {STALL:g} s") from None
+        except (aiohttp.ClientError, OSError, RuntimeError) as error:
+            raise Interrupted(type(error).__name__) from None
+
+
+class Keys(AioCredentials):  # type: ignore[misc]  # aiobotocore has no types
+    """The machine's AWS credentials by the standard chain, which reads files and asks services: in a thread."""
+
+    def __init__(self, session: Session) -> None:
+        super().__init__("", "")
+        self._session = session
+        self._asked = -math.inf
+        self._known: ReadOnlyCredentials | None = None
+        self._flight: SingleFlight[str, ReadOnlyCredentials] = SingleFlight()
+
+    async def get_frozen_credentials(self) -> ReadOnlyCredentials:
+        """Those of now. Raises NoCredentialsError."""
+        if self._known is None or time.monotonic() - self._asked > KEYS_LIFE:
+            self._known = await self._flight.run("keys", self._ask)
+        return self._known
+
+    async def _ask(self) -> ReadOnlyCredentials:
+        known = await asyncio.wrap_future(daemon.start(self._chain, "ask AWS for credentials"))
+        self._asked = time.monotonic()
+        return known
+
+    def _chain(self) -> ReadOnlyCredentials:
+        found = self._session.get_credentials()  # it keeps them, and renews them when they are about to expire
+        if found is None:
+            raise NoCredentialsError
+        return found.get_frozen_credentials()
+
+
+class Bucket:
+    """One bucket, below one prefix. Every method raises BucketError for what the store does not do."""
+
+    def __init__(self, settings: sections.S3) -> None:
+        self._settings = settings
+        self._session = AioSession(profile=settings.profile)
+        self._stack = contextlib.AsyncExitStack()
+        self._client: S3Client
+        self._in_memory = asyncio.Semaphore(PARTS_AT_ONCE)
+        owner = settings.expected_bucket_owner
+        self._where: dict[str, Any] = {
+            "Bucket": settings.bucket, **({} if owner is None else {"ExpectedBucketOwner": owner})
+        }  # fmt: skip
+
+    async def __aenter__(self) -> Self:
+        with _explained():
+            keys = Keys(await hop(self._prepared))
+            self._session._credentials = keys  # noqa: SLF001  there is no other way
+            client = self._session.create_client(**self._client_settings(AioConfig))
+            self._client = await self._stack.enter_async_context(client)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    def _prepared(self) -> Session:
+        """Read botocore's descriptions of S3 and the AWS configuration: files, which no event loop is to wait for."""
+        loader, blocking = create_loader(), Session(profile=self._settings.profile)
+        for session in (blocking, self._session):
+            session.register_component("data_loader", loader)  # it reads each file once
+        with contextlib.closing(blocking.create_client(**self._client_settings(Config))) as client:
+            client.get_paginator("list_objects_v2")
+        _ = self._session.full_config
+        return blocking
+
+    def _client_settings(self, config: type[Config]) -> dict[str, Any]:
+        settings = self._settings
+        return {
+            "service_name": "s3",
+            "region_name": settings.region,
+            "endpoint_url": settings.endpoint_url,
+            "verify": None if settings.ca_file is None else str(settings.ca_file),
+            "config": config(
+                connect_timeout=CONNECT,
+                read_timeout=STALL,
+                max_pool_connections=CONNECTIONS,
+                retries={"mode": "standard", "total_max_attempts": 2},
+                request_checksum_calculation=settings.checksums,
+                response_checksum_validation=settings.checksums,
+                s3={"addressing_style": settings.addressing, "payload_signing_enabled": False},
+                user_agent_extra="entrepot",
+            ),
+        }
+
+    # One object
+
+    async def read(self, key: str, limit: int) -> bytes | None:
+        """A small object whole; None if there is none, or it is longer than `limit` bytes."""
+        async with self.open(key) as stream:
+            if stream is None or stream.total > limit:
+                return None
+            body = bytearray()
+            with _explained():
+                while data := await stream.read():
+                    body += data
+        return bytes(body) if len(body) == stream.total else None
+
+    @contextlib.asynccontextmanager
+    async def open(self, key: str, start: int = 0) -> AsyncIterator[ObjectStream | None]:
+        """An object from an offset on; None if there is none (of that length)."""
+        part: dict[str, Any] = {"Range": f"bytes={start}-"} if start else {}
+        with _explained():
+            try:
+                answer = await self._client.get_object(**self._where, Key=self._key(key), **part)
+            except ClientError as error:
+                if _code(error) in {*_MISSING, "InvalidRange", "416"}:
+                    answer = None
+                else:
+                    raise
+        if answer is None:
+            yield None
+            return
+        async with answer["Body"] as body:
+            length = answer["ContentLength"]
+            has_part = "ContentRange" in answer
+            yield ObjectStream(body, start if has_part else 0, length + (start if has_part else 0))
+
+    async def size(self, key: str) -> int | None:
+        """How many bytes an object has; None if there is none."""
+        with _explained():
+            try:
+                return (await self._client.head_object(**self._where, Key=self._key(key)))["ContentLength"]
+            except ClientError as error:
+                if _code(error) in _MISSING:
+                    return None
+                raise
+
+    async def write(self, key: str, body: bytes, *, is_new: bool = False) -> None:
+        """Put an object in place at once. `is_new`: only if there is none; raises Taken, or Unconditional."""
+        condition: dict[str, Any] = {"IfNoneMatch": "*"} if is_new else {}
+        with _explained():
+            await self._client.put_object(
+                **self._where, Key=self._key(key), Body=body, **condition, **self._keeping(len(body))
+            )
+
+    async def remove(self, key: str) -> None:
+        """Remove an object, if it is there."""
+        with _explained():
+            await self._client.delete_object(**self._where, Key=self._key(key))
+
+    async def keys(self, prefix: str) -> AsyncIterator[tuple[str, int]]:
+        """The keys below a prefix, and the bytes of each object, in the order of the keys."""
+        pages = self._client.get_paginator("list_objects_v2").paginate(
+            **self._where, Prefix=self._key(prefix), PaginationConfig={"PageSize": KEYS_AT_ONCE}
+        )
+        with _explained():
+            async for page in pages:
+                for entry in page.get("Contents", ()):
+                    yield entry["Key"].removeprefix(self._settings.prefix), entry["Size"]
+
+    # Uploads
+
+    async def upload(self, key: str, handle: Handle) -> None:
+        """Put a file in place: nothing of it is visible before all of it is. What is there already is replaced.
+
+        Without a condition, since who writes a key of a digest writes the same, and parts know none on every store.
+        """
+        if handle.size <= PART:
+            async with self._in_memory:
+                await self.write(key, await handle.read(0, handle.size))
+            return
+        where = {**self._where, "Key": self._key(key)}
+        with _explained():
+            begun = await self._client.create_multipart_upload(**where, **self._keeping(handle.size))
+            upload = begun["UploadId"]
+            try:
+                parts = await self._parts(where, upload, handle)
+                await self._client.complete_multipart_upload(**where, UploadId=upload, MultipartUpload={"Parts": parts})
+            except BaseException:
+                with contextlib.suppress(BotoCoreError, ClientError):
+                    await asyncio.shield(self._client.abort_multipart_upload(**where, UploadId=upload))
+                raise
+
+    async def _parts(self, where: Mapping[str, Any], upload: str, handle: Handle) -> "list[CompletedPartTypeDef]":
+        size = max(PART, -(-handle.size // 9_000))  # ten thousand at most
+
+        async def one(number: int, offset: int) -> "CompletedPartTypeDef":
+            async with self._in_memory:
+                body = await handle.read(offset, size)
+                done = await self._client.upload_part(**where, UploadId=upload, PartNumber=number, Body=body)
+            return {"PartNumber": number, "ETag": done["ETag"]}
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(one(number, offset))
+                for number, offset in enumerate(range(0, handle.size, size), start=1)
+            ]
+        return [task.result() for task in tasks]
+
+    async def abandon(self, before: float) -> int:
+        """Give up uploads that somebody began before then (seconds since the epoch) and never ended; how many."""
+        count = 0
+        pages = self._client.get_paginator("list_multipart_uploads").paginate(
+            **self._where, Prefix=self._settings.prefix
+        )
+        with _explained():
+            async for page in pages:
+                for one in page.get("Uploads", ()):
+                    if one["Initiated"].timestamp() < before:
+                        await self._client.abort_multipart_upload(
+                            **self._where, Key=one["Key"], UploadId=one["UploadId"]
+                        )
+                        count += 1
+        return count
+
+    # Whether it all works
+
+    async def trial(self) -> bool:
+        """Write, read and remove an object; whether the store knows conditional writes. Raises BucketError."""
+        key = f"trial/{secrets.token_hex(8)}"
+        try:
+            await self.write(key, b"one")
+            is_conditional = await self._refuses_a_second(key)
+            found = await self.read(key, 16)
+        finally:
+            with contextlib.suppress(BucketError):  # if nothing else works: what does not is said already
+                await self.remove(key)
+        if found != (b"one" if is_conditional else b"two"):
+            raise BucketError("what was just written reads as something else")
+        await self.remove(key)
+        return is_conditional
+
+    async def _refuses_a_second(self, key: str) -> bool:
+        try:
+            await self.write(key, b"two", is_new=True)
+        except Taken:
+            return True
+        except Unconditional:
+            await self.write(key, b"two")
+        return False
+
+    def _key(self, key: str) -> str:
+        return f"{self._settings.prefix}{key}"
+
+    def _keeping(self, size: int) -> dict[str, Any]:
+        """How an object of this size is to be kept: encrypted as configured, and in which class of storage."""
+        settings, how = self._settings, dict[str, Any]()
+        if settings.encryption is not None:
+            how["ServerSideEncryption"] = settings.encryption
+        if settings.kms_key_id is not None:
+            how["SSEKMSKeyId"] = settings.kms_key_id
+        rule = next((rule for rule in settings.storage_class if size >= rule.min_size), None)
+        return how if rule is None else {**how, "StorageClass": rule.name}
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Around what a store may refuse: as BucketError, in words."""
+    try:
+        yield
+    except* (BotoCoreError, ClientError, aiohttp.ClientError, Interrupted, TimeoutError, OSError, ValueError) as group:
+        error = _first(group)
+    else:
+        return
+    raise _error(error) from None
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    inner = group.exceptions[0]
+    return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner
+
+
+def _error(error: BaseException) -> BucketError:
+    if isinstance(error, ClientError):
+        code = _code(error)
+        if code in _TAKEN:
+            return Taken("there is an object of that key already")
+        if code in _UNKNOWN:
+            return Unconditional("it knows no conditional writes")
+        return BucketError(_REASONS.get(code, f"it answered {_plain(code)}"))
+    names = (kind.__name__ for kind in type(error).__mro__)
+    known = next((_REASONS[name] for name in names if name in _REASONS), None)
+    return BucketError(known or f"the request failed ({type(error).__name__})")
+
+
+def _code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def _plain(code: str) -> str:
+    """A store's own word, if it can be repeated: it may be anybody's."""
+    return code if code.isascii() and code.isalnum() and len(code) <= 64 else "with an error of its own"

@@ -1,0 +1,147 @@
+"""The store where a bucket outlives the machine: the disk is its tier in front, and what is written here goes there.
+
+Nobody waits for the bucket: what is wanted of it is given if it answers in time, and what it is to have waits on disk.
+"""
+
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from cachetools import LRUCache, TTLCache
+
+from proxy.files import Handle, Tree
+from proxy.oci.digest import Digest
+from proxy.oci.history import Move
+from proxy.oci.reference import Repository, Tag
+from proxy.stores import disk
+from proxy.stores.base import Link, TagRecord
+from proxy.stores.disk import DiskBlobs, DiskRepositories
+from proxy.stores.durable import Durable
+from proxy.stores.uploads import Uploads
+
+LOOK = 5.0  # seconds for which it is remembered that the bucket had nothing, or nothing newer
+LOOKS = 65536
+SHARE = 600.0  # seconds after which others are told once more that a tag still stands for the same
+SHARED = 16384
+
+
+class TieredBlobs(DiskBlobs):
+    """Blobs on disk, which the bucket gets as well."""
+
+    def __init__(self, tree: Tree, durable: Durable, uploads: Uploads) -> None:
+        super().__init__(tree)
+        self._durable = durable
+        self._uploads = uploads
+
+    async def put(self, digest: Digest, body: bytes) -> None:
+        await self._uploads.want(disk.blob_key(digest))
+        await super().put(digest, body)
+        self._uploads.ready(disk.blob_key(digest))
+
+    async def adopt(self, digest: Digest, spool: Handle, key: str | None = None) -> None:
+        await self._uploads.want(disk.blob_key(digest))
+        await super().adopt(digest, spool, key)
+        self._uploads.ready(disk.blob_key(digest))
+
+    async def fetch(self, digest: Digest, limit: int) -> bytes | None:
+        body = await self._durable.read(disk.blob_key(digest), limit)
+        if body is not None and Digest.of(body, digest.algorithm) != digest:
+            await self._durable.disown(disk.blob_key(digest), "its bytes are not the manifest's")
+            return None
+        return body
+
+
+class TieredRepositories(DiskRepositories):
+    """Links, tags and histories on disk, which replicas share through the bucket."""
+
+    def __init__(self, tree: Tree, durable: Durable, uploads: Uploads) -> None:
+        super().__init__(tree)
+        self._durable = durable
+        self._uploads = uploads
+        self._looked: TTLCache[str, bool] = TTLCache(LOOKS, LOOK)
+        self._shared: LRUCache[tuple[Repository, Tag], TagRecord] = LRUCache(SHARED)
+
+    async def link(self, repository: Repository, digest: Digest) -> Link | None:
+        known = await super().link(repository, digest)
+        if known is not None:
+            return known
+        record = await self._remote(disk.link_key(repository, digest), disk.RECORD_LIMIT)
+        link = None if record is None else disk.parse_link(record)
+        if link is not None:
+            await super().put_link(repository, digest, link)
+        return link
+
+    async def put_link(self, repository: Repository, digest: Digest, link: Link) -> None:
+        if await super().link(repository, digest) == link:
+            return
+        await self._also_there(disk.link_key(repository, digest), partial(super().put_link, repository, digest, link))
+
+    async def tag(self, repository: Repository, tag: Tag) -> TagRecord | None:
+        known = await super().tag(repository, tag)
+        if known is not None and time.time() - known.checked < LOOK:
+            return known
+        record = await self._remote(disk.tag_key(repository, tag), disk.RECORD_LIMIT)
+        other = None if record is None else disk.parse_tag(record)
+        if other is None or (known is not None and other.checked <= known.checked):
+            return known
+        await super().put_tag(repository, tag, other)
+        self._shared[repository, tag] = other
+        return other
+
+    async def put_tag(self, repository: Repository, tag: Tag, record: TagRecord, *, thaws: bool = False) -> bool:
+        shared = self._shared.get((repository, tag))
+        is_known_there = (
+            shared is not None
+            and (shared.digest, shared.is_frozen) == (record.digest, record.is_frozen)
+            and 0 <= record.checked - shared.checked < SHARE
+        )
+        if is_known_there:
+            return await super().put_tag(repository, tag, record, thaws=thaws)
+        key = disk.tag_key(repository, tag)
+        await self._uploads.want(key)
+        is_recorded = await super().put_tag(repository, tag, record, thaws=thaws)
+        self._uploads.ready(key)
+        if is_recorded:
+            self._shared[repository, tag] = record
+        return is_recorded
+
+    async def drop_tag(self, repository: Repository, tag: Tag) -> None:
+        await super().drop_tag(repository, tag)
+        self._shared.pop((repository, tag), None)
+        await self._durable.remove(disk.tag_key(repository, tag))
+
+    async def history(self, repository: Repository, tag: Tag) -> Sequence[Move]:
+        known = await super().history(repository, tag)
+        record = await self._remote(disk.history_key(repository, tag), disk.HISTORY_LIMIT)
+        others = () if record is None else disk.parse_history(record)
+        return max(known, others, key=lambda moves: moves[-1].at if moves else 0.0)
+
+    async def put_history(self, repository: Repository, tag: Tag, history: Sequence[Move]) -> None:
+        await self._also_there(
+            disk.history_key(repository, tag), partial(super().put_history, repository, tag, history)
+        )
+
+    async def _also_there(self, key: str, write: Callable[[], Awaitable[None]]) -> None:
+        """Write a record here, and have the bucket get it."""
+        await self._uploads.want(key)
+        await write()
+        self._uploads.ready(key)
+
+    async def _remote(self, key: str, limit: int) -> Mapping[str, Any] | None:
+        if key in self._looked:
+            return None
+        self._looked[key] = True
+        body = await self._durable.read(key, limit)
+        return None if body is None else disk.parse_record(body)
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """The store: on disk alone, or with a bucket behind it."""
+
+    blobs: DiskBlobs
+    repositories: DiskRepositories
+    durable: Durable | None = None
+    uploads: Uploads | None = None

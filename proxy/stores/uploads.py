@@ -1,0 +1,101 @@
+"""What has yet to get into the bucket: an empty file for each key, so that nothing is forgotten, whoever dies.
+
+Pulls neither wait for an upload nor fail with one. While the bucket does not take what it is given, the files stay, and
+so does what they stand for: it is not evicted.
+"""
+
+import asyncio
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+
+from proxy.files import Tree, hop
+from proxy.stores.durable import Durable
+from proxy.telemetry import Logger, Metrics
+
+DIRECTORY = "uploads"
+AT_ONCE = 4  # of one process
+LOOK = 30.0  # seconds between looks for what a process that died has left
+FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds after a failure
+
+
+def wanted(tree: Tree) -> Iterator[str]:
+    """The keys that have yet to be uploaded; blocking."""
+    return (entry.key.removeprefix(f"{DIRECTORY}/") for entry in tree.walk(DIRECTORY))
+
+
+class Uploads:
+    """Brings what the store has into the bucket, a few files at a time."""
+
+    def __init__(self, tree: Tree, durable: Durable, metrics: Metrics, log: Logger) -> None:
+        self._tree = tree
+        self._durable = durable
+        self._metrics = metrics
+        self._log = log
+        self._known: set[str] = set()  # keys to upload that this process knows of, and is not at
+        self._changed = asyncio.Event()
+        self._failures = 0
+
+    async def want(self, key: str) -> None:
+        """Have a file of the store uploaded: said before it is there, so that a crash in between forgets nothing.
+
+        Raises OSError.
+        """
+        await self._tree.write(f"{DIRECTORY}/{key}", b"")
+
+    def ready(self, key: str) -> None:
+        """It is there now."""
+        self._known.add(key)
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Upload until cancelled; what fails is said by the bucket, and tried again."""
+        await self._durable.begin()  # no start is to wait for a bucket
+        looked = -math.inf
+        while True:
+            if time.monotonic() - looked > LOOK:
+                looked = time.monotonic()
+                self._known |= await hop(lambda: set(wanted(self._tree)))
+            batch = [self._known.pop() for _ in range(min(AT_ONCE, len(self._known)))]
+            done = await asyncio.gather(*(self._one(key) for key in batch))
+            self._known |= {key for key, is_done in zip(batch, done, strict=True) if not is_done}
+            self._metrics.uploads_pending.set(len(self._known))
+            self._failures = 0 if all(done) else self._failures + 1
+            await self._pause()
+
+    async def _pause(self) -> None:
+        if self._failures:
+            await asyncio.sleep(min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(self._failures - 1, 10)))
+        elif not self._known:
+            self._changed.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK):
+                    await self._changed.wait()
+
+    async def _one(self, key: str) -> bool:
+        """Upload one file; whether nothing is left to be done for it by this process."""
+        try:
+            with contextlib.ExitStack() as stack:
+                marker = f"{DIRECTORY}/{key}"
+                fd = await hop(stack.enter_context, self._tree.claimed(marker))
+                if fd is None:
+                    return True  # another process is at it; should it die, the next look finds what is left
+                if not await self._upload(key):
+                    return False
+                if await hop(self._tree.is_named, marker, fd):  # else it is wanted anew: the file has changed meanwhile
+                    await self._tree.remove(marker)
+                    return True
+                return False
+        except OSError as error:
+            self._log.warning("upload put off", key=key, reason=error.strerror)
+            return False
+
+    async def _upload(self, key: str) -> bool:
+        handle = await self._tree.open(key)
+        if handle is None:
+            return True  # it never came to be, or was found to be damaged
+        try:
+            return await self._durable.upload(key, handle)
+        finally:
+            handle.close()

@@ -1,0 +1,188 @@
+"""A bucket: objects come and go as a store of blobs needs it, and what goes wrong is said in words."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from proxy import sections
+from proxy.files import Handle, Tree, hop
+from proxy.stores import s3
+from proxy.stores.disk import open_tree
+from proxy.stores.s3 import Bucket, BucketError, Taken
+from tests.buckets import KEYS, REGION, TestBucket
+
+
+@pytest.fixture
+def outside(bucket: TestBucket) -> TestBucket:
+    """The bucket as an outsider sees it."""
+    return bucket
+
+
+def settings(outside: TestBucket, **more: object) -> sections.S3:
+    """What proxy.toml would say of a bucket."""
+    return sections.S3.model_validate(
+        {"bucket": outside.name, "endpoint_url": outside.url, "region": REGION, "prefix": "cache", **more}
+    )
+
+
+@pytest.fixture
+async def opened(outside: TestBucket) -> AsyncIterator[Bucket]:
+    """The same as the product sees it."""
+    async with Bucket(settings(outside)) as one:
+        yield one
+
+
+@pytest.fixture
+async def tree(tmp_path: Path) -> AsyncIterator[Tree]:
+    one = await hop(open_tree, tmp_path / "store")
+    yield one
+    one.close()
+
+
+async def file(tree: Tree, body: bytes) -> Handle:
+    """A file of the store's, open."""
+    await tree.write("blobs/sha256/aa/aa", body, committed=True)
+    handle = await tree.open("blobs/sha256/aa/aa")
+    assert handle is not None
+    return handle
+
+
+async def whole(opened: Bucket, key: str, start: int = 0) -> tuple[int, bytes] | None:
+    """What a stream brings: from where, and which bytes."""
+    async with opened.open(key, start) as stream:
+        if stream is None:
+            return None
+        body = b""
+        while data := await stream.read():
+            body += data
+        return stream.start, body
+
+
+async def test_what_is_written_can_be_read_whole_and_from_an_offset(opened: Bucket, outside: TestBucket) -> None:
+    await opened.write("a/b", b"0123456789")
+    assert await hop(outside.keys) == ["cache/a/b"]
+    assert await opened.read("a/b", 10) == b"0123456789"
+    assert await opened.read("a/b", 9) is None  # longer than it may be
+    assert await whole(opened, "a/b", 4) == (4, b"456789")
+    assert await opened.size("a/b") == 10
+
+
+async def test_what_is_not_there_is_none_and_its_removal_no_error(opened: Bucket) -> None:
+    assert await opened.read("none", 10) is None
+    assert await opened.size("none") is None
+    assert await whole(opened, "none", 5) is None
+    await opened.remove("none")
+
+
+async def test_an_offset_beyond_the_end_is_as_good_as_nothing(opened: Bucket) -> None:
+    await opened.write("short", b"abc")
+    assert await whole(opened, "short", 10) is None
+
+
+async def test_of_many_that_write_a_new_object_one_does(opened: Bucket) -> None:
+    outcomes = await asyncio.gather(
+        *(opened.write("new", b"%d" % number, is_new=True) for number in range(16)), return_exceptions=True
+    )
+    assert sum(outcome is None for outcome in outcomes) == 1
+    assert all(isinstance(outcome, Taken) for outcome in outcomes if outcome is not None)
+    won = next(number for number, outcome in enumerate(outcomes) if outcome is None)
+    assert await opened.read("new", 10) == b"%d" % won
+
+
+async def test_keys_are_listed_below_a_prefix_over_many_pages(opened: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3, "KEYS_AT_ONCE", 2)
+    for number in range(5):
+        await opened.write(f"blobs/{number}", b"x" * number)
+    await opened.write("other", b"")
+    assert [found async for found in opened.keys("blobs/")] == [(f"blobs/{number}", number) for number in range(5)]
+
+
+@pytest.mark.parametrize("size", [0, 1, 5 * 1024 * 1024, 5 * 1024 * 1024 + 1, 17 * 1024 * 1024])
+async def test_a_file_of_any_size_is_uploaded(
+    opened: Bucket, outside: TestBucket, tree: Tree, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr(s3, "PART", 5 * 1024 * 1024)
+    body = (b"0123456789abcdef" * (size // 16 + 1))[:size]
+    handle = await file(tree, body)
+    await opened.upload("blob", handle)
+    await opened.upload("blob", handle)  # once more: it is the same
+    handle.close()
+    assert await hop(outside.__getitem__, "cache/blob") == body
+    assert await hop(outside.uploads) == []
+
+
+async def test_an_upload_that_fails_leaves_nothing_behind(
+    opened: Bucket, outside: TestBucket, tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "PART", 5 * 1024 * 1024)
+    handle = await file(tree, b"x" * (12 * 1024 * 1024))
+    real, calls = opened._client.upload_part, 0
+
+    async def failing(**arguments: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise OSError("the network")
+        return await real(**arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(opened._client, "upload_part", failing)
+    with pytest.raises(BucketError):
+        await opened.upload("blob", handle)
+    handle.close()
+    assert await hop(outside.keys) == []
+    assert await hop(outside.uploads) == []
+
+
+async def test_uploads_that_a_crash_left_are_given_up(opened: Bucket, outside: TestBucket) -> None:
+    await opened._client.create_multipart_upload(Bucket=outside.name, Key="cache/left")
+    assert await opened.abandon(0.0) == 0
+    assert await opened.abandon(1e12) == 1
+    assert await hop(outside.uploads) == []
+
+
+async def test_a_trial_leaves_nothing_and_knows_conditional_writes(opened: Bucket, outside: TestBucket) -> None:
+    assert await opened.trial() is True
+    assert await hop(outside.keys) == []
+
+
+async def test_objects_are_kept_as_configured(outside: TestBucket) -> None:
+    rules = [{"name": "STANDARD"}, {"name": "STANDARD_IA", "min_size": "4 B"}]
+    how = settings(outside, encryption="aws:kms", kms_key_id="key", storage_class=rules)
+    async with Bucket(how) as opened:
+        await opened.write("small", b"abc")
+        await opened.write("large", b"abcd")
+    small, large = [await hop(outside.head, f"cache/{name}") for name in ("small", "large")]
+    assert (small["ServerSideEncryption"], small["SSEKMSKeyId"]) == ("aws:kms", "key")
+    assert (small.get("StorageClass", "STANDARD"), large["StorageClass"]) == ("STANDARD", "STANDARD_IA")
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ({"bucket": "no-such-bucket"}, "no such bucket"),
+        ({"endpoint_url": "http://127.0.0.1:9"}, "cannot be reached: check store.s3.endpoint_url"),
+    ],
+)
+async def test_what_is_wrong_is_said_by_the_key_that_would_mend_it(
+    outside: TestBucket, more: dict[str, object], reason: str
+) -> None:
+    async with Bucket(settings(outside, **more)) as opened:
+        with pytest.raises(BucketError, match=reason):
+            await opened.trial()
+
+
+async def test_no_credentials_are_said_to_be_none(outside: TestBucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in KEYS:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    async with Bucket(settings(outside)) as opened:
+        with pytest.raises(BucketError, match="no AWS credentials"):
+            await opened.read("key", 10)
+
+
+async def test_a_profile_that_is_none_is_said_at_the_start(outside: TestBucket) -> None:
+    with pytest.raises(BucketError, match=r"store\.s3\.profile"):
+        async with Bucket(settings(outside, profile="nobody")):
+            pass
