@@ -1,7 +1,7 @@
 """Composition root of one process: builds everything, closes it in reverse order; nothing is global."""
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Container
 from dataclasses import dataclass
 
 from aiohttp import http_parser
@@ -73,7 +73,7 @@ async def build(config: Config, log: Logger, metrics: Metrics) -> AsyncIterator[
             tree,
             Bounds(config.store.max_size, config.store.min_free),
             record_uses=store.record_uses,
-            kept=lambda: pins.kept(tree) | frozenset(uploads.wanted(tree)),
+            kept=lambda: _kept(config, tree),
             evicted=lambda gone: _evicted(gone, log, metrics),
         )
         stack.push_async_callback(space.aclose)
@@ -133,6 +133,13 @@ async def _tier(
     durable = Durable(bucket, metrics, log)
     waiting = Uploads(tree, durable, metrics, log)
     return Tier(TieredBlobs(tree, durable, waiting), TieredRepositories(tree, durable, waiting), durable, waiting)
+
+
+def _kept(config: Config, tree: files.Tree) -> Container[str]:
+    """What must not go, whatever is wanted. Where nobody is asked, nobody could bring anything back."""
+    if config.store.s3 is None and all(upstream.sealed for upstream in config.upstream):
+        return pins.Everything()
+    return pins.kept(tree) | frozenset(uploads.wanted(tree))
 
 
 def _check_parser() -> None:

@@ -12,7 +12,7 @@ import math
 import secrets
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -62,7 +62,7 @@ class Space:
         bounds: Bounds,
         *,
         record_uses: Callable[[], Awaitable[None]],
-        kept: Callable[[], frozenset[str]],
+        kept: Callable[[], Container[str]],
         evicted: Callable[[Evicted], None],
     ) -> None:
         self._tree = tree
@@ -96,7 +96,7 @@ class Space:
         with self._ledger() as book:
             self._join()
             self._is_doubtful = not book.is_known
-            is_full = book.is_known and self._lacking(book.stored, 0) > 0
+            is_full = book.is_known and self._lacking(book, 0) > 0
         if is_full:
             with contextlib.suppress(NoSpace):  # others fill what there is: so be it
                 self._make_room(0, [])
@@ -185,7 +185,7 @@ class Space:
         """Reserve `wanted` bytes if there is room without dropping anything."""
         with self._ledger() as book:
             self._pay(book)
-            fits = not self._is_limited or (book.is_known and self._lacking(book.stored, wanted) <= 0)
+            fits = not self._is_limited or (book.is_known and self._lacking(book, wanted) <= 0)
             if fits:
                 self._reserve(wanted)
         return fits
@@ -214,16 +214,21 @@ class Space:
 
     # What there is
 
-    def _reserved(self) -> int:
-        """What all living processes have reserved; the files of the dead are removed on the way."""
+    def _reserved(self, book: Ledger) -> int:
+        """What all living processes have reserved; the files of the dead are removed on the way.
+
+        What a dead one had reserved it may have stored, and had no time to count: it counts until the next look.
+        """
         total = 0
         for entry in self._tree.scan(ledger.DIRECTORY):
             if entry.key == ledger.KEY:
                 continue
+            reserved = self._tree.peek(entry.key, read_number)
             if self._tree.evict(entry.key):
-                self._is_doubtful = True  # it may have stored what it had no time to count
+                self._is_doubtful = True
+                book.change(reserved)
             else:
-                total += self._tree.peek(entry.key, read_number)
+                total += reserved
         return total
 
     def _spools(self) -> tuple[int, int]:
@@ -233,13 +238,13 @@ class Space:
             sizes[self._tree.is_free(entry.key)] += taken(entry)
         return sizes[False], sizes[True]
 
-    def _lacking(self, total: int, wanted: int) -> int:
+    def _lacking(self, book: Ledger, wanted: int) -> int:
         """The bytes that are too many if `wanted` more are to be reserved; not above 0 if there is room."""
         if not self._is_limited:
             return 0
-        reserved, (going_on, broken_off) = self._reserved(), self._spools()
+        reserved, (going_on, broken_off) = self._reserved(book), self._spools()
         # A download that is gone on with is locked a moment before its bytes are reserved.
-        stored = total + broken_off + max(reserved, going_on)
+        stored = book.stored + broken_off + max(reserved, going_on)
         by_quota = stored + wanted - self._max_size if self._max_size else 0
         return max(by_quota, self._too_little_free(max(0, reserved - going_on), wanted))
 
@@ -275,7 +280,7 @@ class Space:
         with self._ledger() as book:
             if not book.is_known:
                 return False
-            lacking = self._lacking(book.stored, wanted)
+            lacking = self._lacking(book, wanted)
             chosen = self._candidates.choose(lacking, kept)
             if sum(map(taken, chosen)) < lacking and not even_if_too_few:
                 return False
@@ -319,7 +324,7 @@ class Space:
         if is_recent or not self._is_limited:
             return False
         with self._ledger() as book:
-            is_nearly_full = self._lacking(book.stored, AHEAD) > 0
+            is_nearly_full = self._lacking(book, AHEAD) > 0
         return self._is_doubtful or (is_nearly_full and self._candidates.size < AHEAD)
 
 

@@ -29,6 +29,13 @@ def kept(tree: Tree) -> frozenset[str]:
     return frozenset(found)
 
 
+class Everything:
+    """Every key: where nothing is to go that is there."""
+
+    def __contains__(self, key: object) -> bool:
+        return True
+
+
 def _meant(tree: Tree, repository: Repository, tag: Tag) -> Digest | None:
     record = disk.read_tag(tree, repository, tag)
     return None if record is None else record.digest

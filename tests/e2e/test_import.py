@@ -250,6 +250,23 @@ async def test_the_quota_holds_and_what_does_not_fit_is_said(upstream: FakeRegis
     assert sum(path.stat().st_size for path in (empty / "blobs").rglob("*") if path.is_file()) < 2_000_000
 
 
+async def test_a_sealed_cache_that_is_full_refuses_what_is_new_and_keeps_what_nobody_could_bring_back(
+    upstream: FakeRegistry, bundle: Path, store: Path, tmp_path: Path
+) -> None:
+    upstream.add_image(REPO, "v2", [b"2" * 3_000_000])
+    await exported(store, "app:v2", str(tmp_path / "second.tar"))
+    sealed = tmp_path / "sealed"
+    configured(upstream, sealed, more="sealed = true", store_keys='max_size = "5 MB"')
+    await imported(sealed, str(bundle))
+    before = published(sealed)
+    said = await entrepot(sealed, "import", str(tmp_path / "second.tar"), code=1)
+    assert "the cache has no room for it" in said.stderr
+    assert before <= published(sealed)
+    configured(upstream, sealed, store_keys='max_size = "5 MB"')  # sealed no more: upstream could bring it back
+    await imported(sealed, str(tmp_path / "second.tar"))
+    assert not before <= published(sealed)
+
+
 async def test_what_goes_again_while_the_rest_comes_is_said(
     upstream: FakeRegistry, empty: Path, store: Path, tmp_path: Path
 ) -> None:

@@ -529,6 +529,17 @@ async def test_a_look_that_somebody_waits_for_does_not_rest_even_if_it_has_yet_t
     assert rests[0] == 0.0
 
 
+async def test_what_a_dead_process_may_have_stored_counts_until_it_is_counted(tree: Tree) -> None:
+    kept = frozenset({"blobs/sha256/aa/aa"})
+    async with space_of(tree, 3 * BLOB, kept=kept) as space:
+        add(tree, "aa", BLOB, 1.0)  # it had reserved room for that, and died between its name and the ledger
+        (tree.root / "ledger" / "dead").write_text(f"{BLOB:020}")
+        await reserve(space, 2 * BLOB)
+        with pytest.raises(NoSpace):
+            await reserve(space, 1)
+        assert names(tree) == ["aa"]
+
+
 async def test_where_a_process_died_what_is_stored_is_counted_anew(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     async with space_of(tree, 100 * BLOB):
         pass
