@@ -35,7 +35,8 @@ class Uploads:
         self._log = log
         self._known: set[str] = set()  # keys to upload that this process knows of, and is not at
         self._changed = asyncio.Event()
-        self._failures = 0
+        self._failures = 0  # rounds in a row
+        self._looked = -math.inf  # of the monotonic clock
 
     async def want(self, key: str) -> None:
         """Have a file of the store uploaded: said before it is there, so that a crash in between forgets nothing.
@@ -52,17 +53,25 @@ class Uploads:
     async def run(self) -> None:
         """Upload until cancelled; what fails is said by the bucket, and tried again."""
         await self._durable.begin()  # no start is to wait for a bucket
-        looked = -math.inf
         while True:
-            if time.monotonic() - looked > LOOK:
-                looked = time.monotonic()
-                self._known |= await hop(lambda: set(wanted(self._tree)))
-            batch = [self._known.pop() for _ in range(min(AT_ONCE, len(self._known)))]
-            done = await asyncio.gather(*(self._one(key) for key in batch))
-            self._known |= {key for key, is_done in zip(batch, done, strict=True) if not is_done}
-            self._metrics.uploads_pending.set(len(self._known))
-            self._failures = 0 if all(done) else self._failures + 1
+            try:
+                is_done = await self._round()
+            except OSError as error:
+                self._log.warning("uploads put off", reason=error.strerror)
+                is_done = False
+            self._failures = 0 if is_done else self._failures + 1
             await self._pause()
+
+    async def _round(self) -> bool:
+        """A few uploads, side by side; whether none of them failed. Raises OSError."""
+        if time.monotonic() - self._looked > LOOK:
+            self._known |= await hop(lambda: set(wanted(self._tree)))
+            self._looked = time.monotonic()
+        batch = [self._known.pop() for _ in range(min(AT_ONCE, len(self._known)))]
+        done = await asyncio.gather(*(self._one(key) for key in batch))
+        self._known |= {key for key, is_done in zip(batch, done, strict=True) if not is_done}
+        self._metrics.uploads_pending.set(len(self._known))
+        return all(done)
 
     async def _pause(self) -> None:
         if self._failures:

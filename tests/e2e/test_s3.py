@@ -4,13 +4,13 @@ import asyncio
 import contextlib
 import shutil
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from proxy import trial
-from proxy.files import hop
+from proxy.files import Tree, hop
 from proxy.sections import S3
 from proxy.stores import durable, tiered, uploads
 from tests.buckets import REGION, TestBucket
@@ -270,3 +270,23 @@ async def test_one_blob_is_uploaded_once_by_all_workers_of_a_machine(
                 for proxy in (one, two)]  # fmt: skip
         blobs = sum(len(LAYER) + 1 for _ in digests)
         assert blobs <= sum(sent) < blobs + len(LAYER)  # records are small
+
+
+async def test_a_disk_that_fails_while_uploads_are_looked_for_ends_them_not(
+    upstream: FakeRegistry, bucket: TestBucket, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploads, "FIRST_WAIT", 0.01)
+    digest, failures = upstream.add_blob(REPO, LAYER), [OSError(5, "Input/output error")] * 3
+    look = uploads.wanted
+
+    def failing(tree: Tree) -> Iterator[str]:
+        if failures:
+            raise failures.pop()
+        return look(tree)
+
+    async with running(configured(upstream.url, bucket), store) as proxy:  # nobody uploads
+        await proxy.get(f"/v2/{REPO}/blobs/{digest}")
+    monkeypatch.setattr(uploads, "wanted", failing)
+    async with cached(configured(upstream.url, bucket).replace("[store]", "[store]\nmax_size = 0"), store):
+        await uploaded(store)
+    assert key_of(digest) in await hop(bucket.keys)
