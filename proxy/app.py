@@ -1,7 +1,7 @@
 """Composition root of one process: builds everything, closes it in reverse order; nothing is global."""
 
 import contextlib
-from collections.abc import AsyncIterator, Container
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from aiohttp import http_parser
@@ -135,10 +135,10 @@ async def _tier(
     return Tier(TieredBlobs(tree, durable, waiting), TieredRepositories(tree, durable, waiting), durable, waiting)
 
 
-def _kept(config: Config, tree: files.Tree) -> Container[str]:
-    """What must not go, whatever is wanted. Where nobody is asked, nobody could bring anything back."""
+def _kept(config: Config, tree: files.Tree) -> frozenset[str]:
+    """What must not go, whatever is wanted. Where nobody is asked, nobody could bring back what an image needs."""
     if config.store.s3 is None and all(upstream.sealed for upstream in config.upstream):
-        return pins.Everything()
+        return pins.linked(tree)
     return pins.kept(tree) | frozenset(uploads.wanted(tree))
 
 

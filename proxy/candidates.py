@@ -7,7 +7,7 @@ what has been used since, or is gone, is passed over when its turn comes.
 import heapq
 import threading
 import time
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from proxy.files import Entry, Tree, unhurried
@@ -36,11 +36,11 @@ class Candidates:
     the ledger. `kept` says which keys must not go, whatever is wanted.
     """
 
-    def __init__(self, tree: Tree, kept: Callable[[], Container[str]]) -> None:
+    def __init__(self, tree: Tree, kept: Callable[[], frozenset[str]]) -> None:
         self._tree = tree
         self._ask = kept
         self._asking = threading.Lock()
-        self._keys_kept: Container[str] = frozenset()
+        self._keys_kept: frozenset[str] = frozenset()
         self._kept_until = 0.0  # of the monotonic clock
         self.found = Found()
 
@@ -66,7 +66,7 @@ class Candidates:
         first = heapq.nsmallest(MOST + 1, candidates(), key=lambda entry: _order(entry, now))
         return Found(total, first[:MOST], len(first) <= MOST)
 
-    def kept(self) -> Container[str]:
+    def kept(self) -> frozenset[str]:
         """What is kept; where that takes long to find out (thousands of pins), as it was a moment ago.
 
         Not for whoever holds the ledger: nobody could get on meanwhile. One thread finds out for all.
@@ -81,7 +81,7 @@ class Candidates:
                 self._asking.release()
         return self._keys_kept
 
-    def choose(self, wanted: int, kept: Container[str]) -> list[Entry]:
+    def choose(self, wanted: int, kept: frozenset[str]) -> list[Entry]:
         """The first that may go now and free `wanted` bytes; fewer bytes if there are not as many."""
         if wanted <= 0:
             return []

@@ -12,7 +12,7 @@ import math
 import secrets
 import threading
 import time
-from collections.abc import Awaitable, Callable, Container, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -62,7 +62,7 @@ class Space:
         bounds: Bounds,
         *,
         record_uses: Callable[[], Awaitable[None]],
-        kept: Callable[[], Container[str]],
+        kept: Callable[[], frozenset[str]],
         evicted: Callable[[Evicted], None],
     ) -> None:
         self._tree = tree

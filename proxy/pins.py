@@ -29,11 +29,10 @@ def kept(tree: Tree) -> frozenset[str]:
     return frozenset(found)
 
 
-class Everything:
-    """Every key: where nothing is to go that is there."""
-
-    def __contains__(self, key: object) -> bool:
-        return True
+def linked(tree: Tree) -> frozenset[str]:
+    """The keys of all blobs that some repository is known to contain: for where nobody could bring them back."""
+    records = (disk.parse_key(entry.key) for entry in tree.walk("repositories"))
+    return frozenset(disk.blob_key(one.name) for one in records if one is not None and isinstance(one.name, Digest))
 
 
 def _meant(tree: Tree, repository: Repository, tag: Tag) -> Digest | None:
