@@ -68,7 +68,7 @@ async def serve(folder: Path, url: str) -> None:
             rest = asyncio.create_task(lines.readline())
             while not rest.done():
                 began = time.perf_counter()
-                await hop(app.means.space.look, IDLE)
+                await hop(app.means.space.look, lambda: IDLE)
                 took.append(time.perf_counter() - began)
             say({"looks": len(took), "seconds": statistics.mean(took), "memory": peak()})
 
