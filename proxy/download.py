@@ -7,12 +7,13 @@ from collections.abc import Awaitable, Callable
 
 from proxy import files
 from proxy.blob_stream import Interrupted
-from proxy.eviction import STEP, Reservation
+from proxy.eviction import STEP
 from proxy.files import Handle
 from proxy.oci.digest import Hasher
 from proxy.oci.errors import OciError, Problem
 from proxy.oci.retry import pause
 from proxy.origin import Incoming, Origin
+from proxy.reservation import Reservation
 from proxy.telemetry import Logger
 
 ATTEMPTS = 5  # in a row that bring no byte, before giving up ...

@@ -14,13 +14,11 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 from proxy.candidates import IDLE, Candidates, taken
 from proxy.files import Entry, Tree, hop, read_number, write_number
 from proxy.stores import ledger
-from proxy.stores.ledger import Ledger, rounded
+from proxy.stores.ledger import Ledger
 
 STEP = 64 * 1024 * 1024  # bytes reserved at a time for a blob of unknown size
 AHEAD = 1024**3  # bytes of candidates that are looked for before room is wanted ...
@@ -326,46 +324,3 @@ class Space:
         with self._ledger() as book:
             is_nearly_full = self._lacking(book, AHEAD) > 0
         return self._is_doubtful or (is_nearly_full and self._candidates.size < AHEAD)
-
-
-class Reservation:
-    """Bytes set aside for one fill; what of them is not settled is given back on leaving."""
-
-    def __init__(self, space: Space) -> None:
-        self._space = space
-        self._settled = False
-        self.size = 0
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if not self._settled:
-            await asyncio.shield(self.settle(0))
-
-    async def found(self, size: int) -> None:
-        """There are `size` bytes of an earlier download already: what is locked counts no more by itself.
-
-        Raises OSError.
-        """
-        await self._space.take_over(rounded(size))
-        self.size += rounded(size)
-
-    def check(self, size: int) -> None:
-        """Raise NoSpace for what would not fit if there was nothing else; nothing is set aside, and nothing dropped."""
-        self._space.check(size)
-
-    async def grow(self, size: int) -> None:
-        """Make sure that at least `size` bytes in all are set aside. Raises NoSpace, OSError."""
-        more = rounded(size) - self.size
-        if more > 0:
-            await self._space.change(more, 0)
-            self.size += more
-
-    async def settle(self, size: int) -> None:
-        """It is over, and `size` bytes of it are a blob now."""
-        reserved, self.size, self._settled = self.size, 0, True
-        if reserved or size:
-            await self._space.change(-reserved, rounded(size))

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from proxy import files
 from proxy.blob_stream import LOW_SPEED
 from proxy.download import Download, Growth, is_invalid
-from proxy.eviction import NoSpace, Reservation, Space
+from proxy.eviction import NoSpace, Space
 from proxy.files import Handle, SpoolState, Tree
 from proxy.oci.digest import Digest, Hasher
 from proxy.oci.errors import OciError, Problem
 from proxy.oci.reference import Repository
 from proxy.origin import BucketFirst, Origin, Source
 from proxy.permissions import Permissions
+from proxy.reservation import Reservation
 from proxy.spool import End, Spool
 from proxy.stores.base import BlobStore, Link
 from proxy.stores.durable import Durable

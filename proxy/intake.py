@@ -6,10 +6,11 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from proxy.download import Growth
-from proxy.eviction import STEP, Reservation
+from proxy.eviction import STEP
 from proxy.files import PIECE, Handle, SpoolState
 from proxy.fill import Means
 from proxy.oci.digest import Digest
+from proxy.reservation import Reservation
 
 Read = Callable[[int], Awaitable[bytes]]  # up to so many bytes; none at the end
 

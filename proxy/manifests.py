@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from cachetools import LRUCache, TTLCache
 
-from proxy.eviction import NoSpace, Reservation, Space
+from proxy.eviction import NoSpace, Space
 from proxy.files import Handle
 from proxy.later import Later
 from proxy.oci import history, manifest
@@ -22,6 +22,7 @@ from proxy.oci.manifest import INDEXES, MOST_NESTED, Manifest
 from proxy.oci.ratelimit import as_utc
 from proxy.oci.reference import Reference, Repository, Tag
 from proxy.permissions import Sizes
+from proxy.reservation import Reservation
 from proxy.single_flight import SingleFlight
 from proxy.stores.base import BlobStore, Link, Pin, RepositoryStore, TagRecord
 from proxy.telemetry import Logger, Outcome

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from proxy import candidates, eviction
-from proxy.eviction import LARGEST_FLOOR, Bounds, Evicted, NoSpace, Reservation, Space
+from proxy.eviction import LARGEST_FLOOR, Bounds, Evicted, NoSpace, Space
 from proxy.files import Disk, Entry, Handle, Tree, hop
 from proxy.oci.digest import Digest
+from proxy.reservation import Reservation
 from proxy.stores import ledger
 from proxy.stores.disk import open_tree, set_aside
 from tests.faulty_disk import FaultyDisk, Point
