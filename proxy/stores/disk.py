@@ -136,6 +136,9 @@ class DiskRepositories:
         self._unwritten: Later[tuple[Repository, Digest]] = Later(LINKS_IN_MEMORY)  # that the disk would not take
 
     async def link(self, repository: Repository, digest: Digest) -> Link | None:
+        return await self._link_here(repository, digest)
+
+    async def _link_here(self, repository: Repository, digest: Digest) -> Link | None:
         known = self._links.get((repository, digest))
         if known is not None:
             return known
@@ -147,7 +150,7 @@ class DiskRepositories:
 
     async def put_link(self, repository: Repository, digest: Digest, link: Link) -> None:
         try:
-            known = await self.link(repository, digest)
+            known = await self._link_here(repository, digest)
         except OSError as error:
             if error.errno != errno.EIO:
                 raise
@@ -224,11 +227,6 @@ class DiskRepositories:
     async def drop_pin(self, repository: Repository, name: Tag | Digest) -> None:
         """Let it go again."""
         await self._tree.remove(pin_key(repository, name))
-
-    async def drop_link(self, repository: Repository, digest: Digest) -> None:
-        """Forget that a repository contains a digest."""
-        self._links.pop((repository, digest), None)
-        await self._tree.remove(link_key(repository, digest))
 
     def forget(self) -> None:
         """Read everything anew: somebody else has changed it."""

@@ -36,7 +36,6 @@ PARTS_AT_ONCE = 4  # of all uploads together: as much memory as so many parts
 STALL = 30.0  # seconds without a byte
 CONNECT = 5.0  # seconds
 CONNECTIONS = 64
-KEYS_AT_ONCE = 1000
 KEYS_LIFE = 60.0  # seconds for which the machine's credentials are used before their source is asked again
 _MISSING = {"NoSuchKey", "404", "NotFound"}
 _TAKEN = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409"}
@@ -172,7 +171,7 @@ class Bucket:
         for session in (blocking, self._session):
             session.register_component("data_loader", loader)  # it reads each file once
         with contextlib.closing(blocking.create_client(**self._client_settings(Config))) as client:
-            client.get_paginator("list_objects_v2")
+            client.get_paginator("list_multipart_uploads")
         _ = self._session.full_config
         return blocking
 
@@ -250,16 +249,6 @@ class Bucket:
         """Remove an object, if it is there."""
         with _explained():
             await self._client.delete_object(**self._where, Key=self._key(key))
-
-    async def keys(self, prefix: str) -> AsyncIterator[tuple[str, int]]:
-        """The keys below a prefix, and the bytes of each object, in the order of the keys."""
-        pages = self._client.get_paginator("list_objects_v2").paginate(
-            **self._where, Prefix=self._key(prefix), PaginationConfig={"PageSize": KEYS_AT_ONCE}
-        )
-        with _explained():
-            async for page in pages:
-                for entry in page.get("Contents", ()):
-                    yield entry["Key"].removeprefix(self._settings.prefix), entry["Size"]
 
     # Uploads
 

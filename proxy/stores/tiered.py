@@ -3,9 +3,10 @@
 Nobody waits for the bucket: what is wanted of it is given if it answers in time, and what it is to have waits on disk.
 """
 
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -64,31 +65,44 @@ class TieredRepositories(DiskRepositories):
         self._shared: LRUCache[tuple[Repository, Tag], TagRecord] = LRUCache(SHARED)
 
     async def link(self, repository: Repository, digest: Digest) -> Link | None:
-        known = await super().link(repository, digest)
+        known = await self._link_here(repository, digest)
         if known is not None:
             return known
         record = await self._remote(disk.link_key(repository, digest), disk.RECORD_LIMIT)
         link = None if record is None else disk.parse_link(record)
         if link is not None:
-            await super().put_link(repository, digest, link)
+            with contextlib.suppress(OSError):  # it is remembered, and written once the disk takes it
+                await super().put_link(repository, digest, link)
         return link
 
     async def put_link(self, repository: Repository, digest: Digest, link: Link) -> None:
-        if await super().link(repository, digest) == link:
-            return
-        await self._also_there(disk.link_key(repository, digest), partial(super().put_link, repository, digest, link))
+        try:
+            is_known = await self._link_here(repository, digest) == link and (repository, digest) not in self._unwritten
+        except OSError:  # it cannot be read: the new one takes its name
+            is_known = False
+        if not is_known:
+            write = partial(super().put_link, repository, digest, link)
+            await self._also_there(disk.link_key(repository, digest), write)
 
     async def tag(self, repository: Repository, tag: Tag) -> TagRecord | None:
-        known = await super().tag(repository, tag)
-        if known is not None and time.time() - known.checked < LOOK:
+        known, now = await super().tag(repository, tag), time.time()
+        if known is not None and (known.is_frozen or now - known.checked < LOOK):
             return known
-        record = await self._remote(disk.tag_key(repository, tag), disk.RECORD_LIMIT)
-        other = None if record is None else disk.parse_tag(record)
-        if other is None or (known is not None and other.checked <= known.checked):
-            return known
-        await super().put_tag(repository, tag, other)
+        other = await self._others(repository, tag)
+        if other is None or (known is not None and not known.checked < other.checked <= now):
+            return known  # later than now: the clock of another machine is wrong
         self._shared[repository, tag] = other
-        return other
+        try:
+            is_recorded = await super().put_tag(repository, tag, other)
+        except OSError:  # a disk that takes nothing: it is asked for again next time
+            return other
+        return other if is_recorded else await super().tag(repository, tag)  # it has been frozen meanwhile
+
+    async def _others(self, repository: Repository, tag: Tag) -> TagRecord | None:
+        """What another replica has recorded; that it is frozen there says nothing of here."""
+        record = await self._remote(disk.tag_key(repository, tag), disk.RECORD_LIMIT)
+        found = None if record is None else disk.parse_tag(record)
+        return None if found is None else replace(found, is_frozen=False)
 
     async def put_tag(self, repository: Repository, tag: Tag, record: TagRecord, *, thaws: bool = False) -> bool:
         shared = self._shared.get((repository, tag))

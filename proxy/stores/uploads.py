@@ -9,6 +9,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
+from itertools import islice
 
 from proxy.files import Tree, hop
 from proxy.stores.durable import Durable
@@ -16,7 +17,8 @@ from proxy.telemetry import Logger, Metrics
 
 DIRECTORY = "uploads"
 AT_ONCE = 4  # of one process
-LOOK = 30.0  # seconds between looks for what a process that died has left
+MOST = 4096  # keys that a process remembers: what is more waits on disk alone
+LOOK = 30.0  # seconds between looks for what a process that died has left, or what was too much to remember
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds after a failure
 
 
@@ -47,7 +49,8 @@ class Uploads:
 
     def ready(self, key: str) -> None:
         """It is there now."""
-        self._known.add(key)
+        if len(self._known) < MOST:
+            self._known.add(key)
         self._changed.set()
 
     async def run(self) -> None:
@@ -65,7 +68,7 @@ class Uploads:
     async def _round(self) -> bool:
         """A few uploads, side by side; whether none of them failed. Raises OSError."""
         if time.monotonic() - self._looked > LOOK:
-            self._known |= await hop(lambda: set(wanted(self._tree)))
+            self._known |= await hop(lambda: set(islice(wanted(self._tree), MOST)))
             self._looked = time.monotonic()
         batch = [self._known.pop() for _ in range(min(AT_ONCE, len(self._known)))]
         done = await asyncio.gather(*(self._one(key) for key in batch))

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import shutil
 import signal
 from collections.abc import AsyncIterator, Iterator
@@ -14,6 +15,7 @@ from proxy.files import Tree, hop
 from proxy.sections import S3
 from proxy.stores import durable, tiered, uploads
 from tests.buckets import REGION, TestBucket
+from tests.faulty_disk import FaultyDisk, Point
 
 from .harness import Proxy, running, serving, toml, until
 from .upstream import FakeRegistry, Image, digest_of
@@ -290,3 +292,54 @@ async def test_a_disk_that_fails_while_uploads_are_looked_for_ends_them_not(
     async with cached(configured(upstream.url, bucket).replace("[store]", "[store]\nmax_size = 0"), store):
         await uploaded(store)
     assert key_of(digest) in await hop(bucket.keys)
+
+
+async def test_a_tag_that_is_frozen_here_stays_whatever_another_replica_has_recorded(
+    upstream: FakeRegistry, bucket: TestBucket, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiered, "LOOK", 0.0)
+    image, text = upstream.add_image(REPO, "v1", [b"old"]), configured(upstream.url, bucket, more='tag_ttl = "0s"')
+    async with cached(text, store) as one, cached(text, tmp_path / "two", alone=False) as two:
+        await pull(one, image)
+        await asyncio.to_thread(one.app.desk.freeze, ["app:v1"], None)
+        await one.app.housekeeping._round(None)
+        newer = upstream.add_image(REPO, "v1", [b"new"])
+        await pull(two, newer)
+        await uploaded(two.store)
+        await pull(one, image)
+        await asyncio.to_thread(one.app.desk.unfreeze, ["app:v1"])
+        await one.app.housekeeping._round(None)
+        await pull(one, newer)
+
+
+async def test_a_link_that_the_disk_would_not_take_is_written_once_it_does(
+    upstream: FakeRegistry, bucket: TestBucket, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = upstream.add_blob(REPO, LAYER)
+    async with cached(configured(upstream.url, bucket), store) as proxy:
+        write, tree = proxy.app.means.tree.write, proxy.app.means.tree
+
+        async def refusing(key: str, body: bytes, *, committed: bool = False) -> None:
+            if key.startswith("repositories/"):
+                raise OSError(28, "No space left on device")
+            await write(key, body, committed=committed)
+
+        monkeypatch.setattr(tree, "write", refusing)
+        assert (await proxy.get(f"/v2/{REPO}/blobs/{digest}")).body == LAYER
+        assert not list((store / "repositories").rglob(digest[7:]))
+        monkeypatch.setattr(tree, "write", write)
+        await proxy.app.housekeeping._round(None)
+        assert list((store / "repositories").rglob(digest[7:]))
+
+
+async def test_what_others_have_recorded_counts_though_the_disk_takes_none_of_it(
+    upstream: FakeRegistry, bucket: TestBucket, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = await filled(upstream, bucket, store)
+    await upstream.go_down()
+    async with cached(configured(upstream.url, bucket), tmp_path / "full") as proxy:
+        disk = FaultyDisk(monkeypatch)
+        disk.fail(Point("any", 1, errno.ENOSPC))
+        assert (await proxy.get(f"/v2/{REPO}/manifests/v1")).body == image.body
+        disk.heal()
+        await pull(proxy, image)

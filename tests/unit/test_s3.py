@@ -91,14 +91,6 @@ async def test_of_many_that_write_a_new_object_one_does(opened: Bucket) -> None:
     assert await opened.read("new", 10) == b"%d" % won
 
 
-async def test_keys_are_listed_below_a_prefix_over_many_pages(opened: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3, "KEYS_AT_ONCE", 2)
-    for number in range(5):
-        await opened.write(f"blobs/{number}", b"x" * number)
-    await opened.write("other", b"")
-    assert [found async for found in opened.keys("blobs/")] == [(f"blobs/{number}", number) for number in range(5)]
-
-
 @pytest.mark.parametrize("size", [0, 1, 5 * 1024 * 1024, 5 * 1024 * 1024 + 1, 17 * 1024 * 1024])
 async def test_a_file_of_any_size_is_uploaded(
     opened: Bucket, outside: TestBucket, tree: Tree, monkeypatch: pytest.MonkeyPatch, size: int
