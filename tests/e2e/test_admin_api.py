@@ -2,8 +2,9 @@
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +30,14 @@ JSON = {"Content-Type": "application/json"}
 @asynccontextmanager
 async def administered(upstream: FakeRegistry, store: Path, more: str = "") -> AsyncIterator[tuple[Proxy, str]]:
     """A proxy, and where its admin listener is; its configuration names the port that it listens on."""
-    sock = bind(Listen(host="127.0.0.1", port=0), "server.listen")
-    port = sock.getsockname()[1]
-    sock.close()
-    text = f"[admin]\n{more}\n" + toml(upstream.url, server=f'listen = "127.0.0.1:{port}"')
-    async with running(text, store, environ={"SECRET": "s3cret"}) as proxy:
-        front = bind(Listen(host="127.0.0.1", port=port), "server.listen")
-        back = bind(Listen(host="127.0.0.1", port=0), "admin.listen")
-        admin = Admin(proxy.config.admin, CollectorRegistry(), proxy.app.limits, proxy.app.desk)
-        async with listening(proxy.app.handlers, front), listening(admin, back):
-            yield proxy, f"127.0.0.1:{back.getsockname()[1]}"
+    front = bind(Listen(host="127.0.0.1", port=0), "server.listen")
+    text = f"[admin]\n{more}\n" + toml(upstream.url, server=f'listen = "127.0.0.1:{front.getsockname()[1]}"')
+    with closing(front):
+        async with running(text, store, environ={"SECRET": "s3cret"}) as proxy:
+            back = bind(Listen(host="127.0.0.1", port=0), "admin.listen")
+            admin = Admin(proxy.config.admin, CollectorRegistry(), proxy.app.limits, proxy.app.desk)
+            async with listening(proxy.app.handlers, front), listening(admin, back):
+                yield proxy, f"127.0.0.1:{back.getsockname()[1]}"
 
 
 async def ask(
@@ -217,11 +216,11 @@ async def test_a_server_that_is_none_is_said_in_a_line(upstream: FakeRegistry) -
 
 async def test_without_a_server_refresh_asks_by_itself(upstream: FakeRegistry, tmp_path: Path) -> None:
     image = upstream.add_image(REPO, "v1", [b"layer"])
-    sock = bind(Listen(host="127.0.0.1", port=0), "server.listen")
-    port = sock.getsockname()[1]
-    sock.close()
     path = tmp_path / "entrepot.toml"
-    path.write_text(toml(upstream.url, server=f'listen = "127.0.0.1:{port}"', store=f'path = "{tmp_path}/cache"'))
-    said = await entrepot("refresh", "--config", str(path), "app:v1")
-    assert said.stdout == f"app:v1: cached, {image.digest}\n"
-    assert "no such thing" in (await entrepot("refresh", "--config", str(path), "app:none", code=1)).stdout
+    with socket.socket() as nobody:  # bound, so that no other gets its port, and not listening
+        nobody.bind(("127.0.0.1", 0))
+        listen = f'listen = "127.0.0.1:{nobody.getsockname()[1]}"'
+        path.write_text(toml(upstream.url, server=listen, store=f'path = "{tmp_path}/cache"'))
+        said = await entrepot("refresh", "--config", str(path), "app:v1")
+        assert said.stdout == f"app:v1: cached, {image.digest}\n"
+        assert "no such thing" in (await entrepot("refresh", "--config", str(path), "app:none", code=1)).stdout

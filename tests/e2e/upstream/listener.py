@@ -62,8 +62,8 @@ class Listener:
     async def go_down(self) -> None:
         """Refuse new connections and drop the present ones, keeping the port."""
         asyncio.get_running_loop().remove_reader(self._socket)
-        self._socket.close()
-        self._bind()
+        with self._socket:  # until there is another on its port: nobody else is to get it in between
+            self._bind()
         await self.hang_up()
 
     def come_back(self) -> None:
@@ -88,6 +88,7 @@ class Listener:
     def _bind(self) -> None:
         self._socket = socket.socket()
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         self._socket.setblocking(False)
         self._socket.bind(("127.0.0.1", self._port))
         self._port = self._socket.getsockname()[1]
