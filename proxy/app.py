@@ -28,13 +28,10 @@ from proxy.rounds import Stock
 from proxy.scrubbing import Scrubber
 from proxy.stores import uploads
 from proxy.stores.base import LimitStore, RepositoryStore
-from proxy.stores.disk import DiskBlobs, DiskRepositories, open_tree, spool_key
-from proxy.stores.durable import Durable
+from proxy.stores.disk import open_tree, spool_key
 from proxy.stores.limits import DiskLimits
-from proxy.stores.s3 import Bucket, BucketError
-from proxy.stores.tiered import Tier, TieredBlobs, TieredRepositories
-from proxy.stores.uploads import Uploads
 from proxy.telemetry import Logger, Metrics
+from proxy.tier import Shared, open_tier
 from proxy.upstream import Upstream
 
 SIZES_IN_MEMORY = 65536
@@ -57,7 +54,7 @@ class App:
     jobs: Jobs
     scrubber: Scrubber
     recorder: Recorder
-    uploads: Uploads | None
+    shared: Shared | None
 
 
 @contextlib.asynccontextmanager
@@ -67,7 +64,7 @@ async def build(config: Config, log: Logger, metrics: Metrics) -> AsyncIterator[
     async with contextlib.AsyncExitStack() as stack:
         tree = await files.hop(open_tree, config.store.path)
         stack.callback(tree.close)
-        tier = await _tier(config, tree, stack, metrics, log)
+        tier = await open_tier(config, tree, stack, metrics, log)
         store, repositories = tier.blobs, tier.repositories
         space = Space(
             tree,
@@ -90,7 +87,7 @@ async def build(config: Config, log: Logger, metrics: Metrics) -> AsyncIterator[
         stack.push_async_callback(manifests.aclose)
         permissions = Permissions(upstreams, repositories, sizes, log)
         stack.push_async_callback(permissions.aclose)
-        means = Means(tree, store, space, log, spool_key, tier.durable)
+        means = Means(tree, store, space, log, spool_key, tier.replicas)
         blobs = Blobs(upstreams, means, permissions, metrics, verifies=config.store.verify_on_read)
         stack.push_async_callback(blobs.aclose)
         prefetch = Prefetch({one.registry: one.prefetch for one in config.upstream}, blobs, log)
@@ -105,6 +102,7 @@ async def build(config: Config, log: Logger, metrics: Metrics) -> AsyncIterator[
             log=log,
             client_stall_timeout=config.server.client_stall_timeout,
             recorder=(recorder := Recorder(tree, log)),
+            lending=None if tier.shared is None else tier.shared.lending,
         )
         housekeeping = Housekeeping(
             tree=tree, store=store, repositories=repositories, space=space, manifests=manifests,
@@ -113,26 +111,12 @@ async def build(config: Config, log: Logger, metrics: Metrics) -> AsyncIterator[
         healing = Healing(tree, store, manifests, blobs, {one.registry for one in config.upstream if not one.sealed})
         scrubber = Scrubber(tree, healing, metrics, log, config.store.scrub_rate)
         jobs = Errands(config, tree, housekeeping, metrics, log).jobs(
-            scrubber, Stock(manifests, blobs, repositories), tier.durable
+            scrubber, Stock(manifests, blobs, repositories), tier.replicas
         )
         yield App(
             handlers, manifests, blobs, repositories, means, metrics, limits, Desk(config, tree), housekeeping,
-            Jobs(tree, jobs, log), scrubber, recorder, tier.uploads,
+            Jobs(tree, jobs, log), scrubber, recorder, tier.shared,
         )  # fmt: skip
-
-
-async def _tier(
-    config: Config, tree: files.Tree, stack: contextlib.AsyncExitStack, metrics: Metrics, log: Logger
-) -> Tier:
-    if config.store.s3 is None:
-        return Tier(DiskBlobs(tree), DiskRepositories(tree))
-    try:
-        bucket = await stack.enter_async_context(Bucket(config.store.s3))
-    except BucketError as error:
-        raise ConfigError([f"store.s3: {error.reason}"]) from None
-    durable = Durable(bucket, metrics, log)
-    waiting = Uploads(tree, durable, metrics, log)
-    return Tier(TieredBlobs(tree, durable, waiting), TieredRepositories(tree, durable, waiting), durable, waiting)
 
 
 def _kept(config: Config, tree: files.Tree) -> frozenset[str]:

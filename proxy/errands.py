@@ -10,10 +10,10 @@ from proxy.expiry import Expiry
 from proxy.forgetting import forget
 from proxy.housekeeping import Housekeeping, sweep
 from proxy.jobs import Job
+from proxy.origin import Replicas
 from proxy.rounds import Round, Stock
 from proxy.scrubbing import Scrubber
 from proxy.stores.disk import announce_change
-from proxy.stores.durable import Durable
 from proxy.telemetry import Logger, Metrics
 
 SWEEP = 3600.0  # seconds between looks for files that nobody came back for
@@ -33,7 +33,7 @@ class Errands:
         self._metrics = metrics
         self._log = log
 
-    def jobs(self, scrubber: Scrubber, stock: Stock, durable: Durable | None) -> list[Job]:
+    def jobs(self, scrubber: Scrubber, stock: Stock, replicas: Replicas | None) -> list[Job]:
         """All of them, each with how often it is done."""
         return [
             Job("sweep", SWEEP, lambda: files.hop(self._sweep)),
@@ -41,7 +41,7 @@ class Errands:
             *self._scrubs(scrubber),
             *self._expiries(),
             *self._rounds(stock),
-            *self._abandons(durable),
+            *self._abandons(replicas),
         ]
 
     def _sweep(self) -> None:
@@ -73,7 +73,7 @@ class Errands:
             going = Round(entry, self._config.routes, stock, self._metrics, self._log)
             yield Job(going.name, entry.every, going)
 
-    def _abandons(self, durable: Durable | None) -> Iterator[Job]:
+    def _abandons(self, replicas: Replicas | None) -> Iterator[Job]:
         """Uploads to the bucket that a crash, here or elsewhere, cut short."""
-        if durable is not None:
-            yield Job("abandon", ABANDON, lambda: durable.abandon(time.time() - ABANDON))
+        if replicas is not None:
+            yield Job("abandon", ABANDON, lambda: replicas.durable.abandon(time.time() - ABANDON))

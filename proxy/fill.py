@@ -16,12 +16,11 @@ from proxy.files import Handle, SpoolState, Tree
 from proxy.oci.digest import Digest, Hasher
 from proxy.oci.errors import OciError, Problem
 from proxy.oci.reference import Repository
-from proxy.origin import BucketFirst, Origin, Source
+from proxy.origin import Origin, Replicas, Shared, Source
 from proxy.permissions import Permissions
 from proxy.reservation import Reservation
 from proxy.spool import End, Spool
 from proxy.stores.base import BlobStore, Link
-from proxy.stores.durable import Durable
 from proxy.telemetry import Logger
 from proxy.upstream import Upstream
 
@@ -65,7 +64,7 @@ class Means:
     space: Space
     log: Logger
     spool_key: Callable[[Digest], str]
-    durable: Durable | None = None
+    replicas: Replicas | None = None
 
 
 class _StartAfresh(Exception):
@@ -240,6 +239,8 @@ class Fill:
             yield claim
         finally:
             writer.close()
+            if self._means.replicas is not None:
+                self._means.replicas.leases.settle(self.digest, is_stored=claim.fate is Fate.ADOPTED)
             match claim.fate:
                 case Fate.DISCARDED:
                     await asyncio.shield(asyncio.ensure_future(tree.discard_spool(self._key, handle)))
@@ -277,8 +278,8 @@ class Fill:
 
     def _origin(self) -> Origin:
         source = Source(self._upstream, self.repository, self.digest)
-        durable = self._means.durable
-        return source if durable is None else BucketFirst(source, durable, self._granted, self._expected)
+        replicas = self._means.replicas
+        return source if replicas is None else Shared(source, replicas, self._granted, self._expected)
 
     async def _adopt(self, handle: Handle, size: int, reservation: Reservation) -> bool:
         """Publish what has been verified; False if the disk refuses, which does not make it any less right."""

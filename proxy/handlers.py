@@ -9,6 +9,7 @@ from aiohttp import web
 
 from proxy import files
 from proxy.blobs import Blobs
+from proxy.lending import PREFIX, Lending
 from proxy.listings import Answer, Listings
 from proxy.manifests import Manifests
 from proxy.oci import endpoint, reference
@@ -24,6 +25,7 @@ from proxy.values import moment
 LONGEST = 160  # characters of a client's words in its line of the log
 ANSWER = 25.0  # seconds until there must be one: containerd gives up at 30, and the work goes on without its client
 AS_OF = "Entrepot-As-Of"  # the header in which a client says of when it wants a tag
+LONGEST_NUMBER = 19  # digits
 READING = frozenset({"GET", "HEAD"})
 
 
@@ -53,6 +55,7 @@ class Handlers:
         log: Logger,
         client_stall_timeout: float,
         recorder: Recorder,
+        lending: Lending | None = None,
     ) -> None:
         self._routes = routes
         self._manifests = manifests
@@ -62,6 +65,7 @@ class Handlers:
         self._log = log
         self._stall_timeout = client_stall_timeout
         self._recorder = recorder
+        self._lending = lending
         self.is_ready = False
         self.active = 0  # requests that are being answered
         self._quiet = asyncio.Event()
@@ -133,6 +137,8 @@ class Handlers:
     async def _dispatch(self, request: web.BaseRequest, responder: Responder, record: Record) -> web.StreamResponse:
         if not request.path.startswith("/") or not request.path.isprintable():
             raise OciError(Problem.NAME_INVALID, "the path is no path of a registry")
+        if request.path.startswith(PREFIX) and self._lending is not None:
+            return await self._lend(request, responder, record, self._lending)
         asked = endpoint.parse(request.path)
         record.kind = asked.kind.value
         if request.method not in READING or asked.kind is Kind.UPLOAD:
@@ -181,6 +187,19 @@ class Handlers:
         finally:
             blob.close()
 
+    async def _lend(
+        self, request: web.BaseRequest, responder: Responder, record: Record, lending: Lending
+    ) -> web.StreamResponse:
+        """For another replica on the same bucket: what it asks for is no client's business."""
+        digest = Digest.parse(request.path.removeprefix(PREFIX))
+        record.kind, record.reference, start = "lease", str(digest), request.query.get("start", "0")
+        if request.method != "GET" or not (start.isascii() and start.isdigit() and len(start) < LONGEST_NUMBER):
+            raise OciError(Problem.BAD_REQUEST, "this is for other replicas: GET, with an offset")
+        loan = await lending.open(digest, int(start), request.headers.get("Authorization", ""))
+        with loan:
+            record.outcome = Outcome.LENT
+            return await responder.loan(digest, lending.holder, loan)
+
     async def _tags(
         self, request: web.BaseRequest, responder: Responder, record: Record, _asked: Endpoint, route: Route
     ) -> web.StreamResponse:
@@ -209,7 +228,9 @@ class Handlers:
         status = responder.status or 499
         self._metrics.requests.labels(record.kind, record.upstream, status, record.outcome.value).inc()
         self._metrics.seconds.labels(record.kind).observe(seconds)
-        if responder.sent:
+        if responder.sent and record.outcome is Outcome.LENT:
+            self._metrics.lent_bytes.labels("out").inc(responder.sent)
+        elif responder.sent:
             self._metrics.client_bytes.labels(record.upstream).inc(responder.sent)
         details = {"error": record.error[:LONGEST]} if record.error is not None else {}
         self._log.info(

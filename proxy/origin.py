@@ -1,4 +1,4 @@
-"""Where a blob on its way in comes from: its upstream, or the bucket first, and upstream for what is missing there."""
+"""Where a blob on its way in comes from: upstream; with a bucket that first, then the replica that brings it in."""
 
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -7,8 +7,11 @@ from typing import Protocol
 
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository
+from proxy.peers import Peers
+from proxy.stores.base import Link
 from proxy.stores.disk import blob_key
 from proxy.stores.durable import Durable
+from proxy.stores.leases import Leases
 from proxy.upstream import Upstream
 
 
@@ -58,21 +61,34 @@ class Source:
         self.upstream.distrust_parts()
 
 
-class BucketFirst:
-    """A blob that may be in the bucket. It is asked once: from where that breaks off, upstream goes on.
+@dataclass(frozen=True, slots=True)
+class Replicas:
+    """What all replicas on a bucket have in common: it, whose turn it is to bring in a blob, and how to reach that."""
 
-    `permitted` raises OciError unless the repository may have the blob; `expected`: its size in bytes, if known.
+    durable: Durable
+    leases: Leases
+    peers: Peers
+
+
+class Shared:
+    """A blob that may be in the bucket, or on its way in to another replica; else it is for this one to bring it in.
+
+    The bucket is asked once, and anew after each holder of the lease that was followed: from where one breaks off, the
+    next goes on. `permitted` raises OciError unless the repository may have the blob; `expected`: its size in bytes, if
+    known.
     """
 
     def __init__(
-        self, source: Source, durable: Durable, permitted: Callable[[], Awaitable[object]], expected: int | None
+        self, source: Source, replicas: Replicas, permitted: Callable[[], Awaitable[Link]], expected: int | None
     ) -> None:
         self._source = source
-        self._durable = durable
+        self._durable, self._leases, self._peers = replicas.durable, replicas.leases, replicas.peers
         self._permitted = permitted
         self._expected = expected
         self._is_asked = False
-        self._has_brought = False  # some of it, or all
+        self._is_from_bucket = False  # some of it, or all
+        self._lent: set[str] = set()  # nonces of the leases whose holders sent some of it
+        self._dead: set[str] = set()  # ... and of those that nobody answers for
 
     @property
     def name(self) -> str:
@@ -86,6 +102,7 @@ class BucketFirst:
     async def open(self, start: int) -> AsyncIterator[Incoming]:
         async with contextlib.AsyncExitStack() as stack:
             stream = None if self._is_asked else await self._from_bucket(stack, start)
+            stream = stream or await self._from_holder(stack, start)
             if stream is None:
                 stream = await stack.enter_async_context(self._source.open(start))
             yield stream
@@ -100,11 +117,29 @@ class BucketFirst:
             await self._durable.disown(blob_key(self.digest), "its size is not the blob's")
             return None
         await self._permitted()
-        self._has_brought = True
+        self._is_from_bucket = True
         return stream
 
+    async def _from_holder(self, stack: contextlib.AsyncExitStack, start: int) -> Incoming | None:
+        """What another replica lends; None if it is for this one to ask upstream."""
+        while not (self._leases.holds(self.digest) or self._source.upstream.is_sealed):
+            lease = await self._leases.claim(self.digest, self._dead)
+            if lease is None or self._leases.is_ours(lease):
+                return None
+            link = await self._permitted()
+            stream = await stack.enter_async_context(self._peers.open(lease, self.digest, start))
+            if stream is not None:
+                self._lent.add(lease.nonce)
+                self._is_asked = False
+                stream.total = link.size if stream.total is None else stream.total
+                return stream
+            self._dead.add(lease.nonce)
+        return None
+
     async def refute(self) -> None:
-        if self._has_brought:
+        if self._is_from_bucket:
             await self._durable.disown(blob_key(self.digest), "its bytes are not the blob's")
-        else:
+        for nonce in self._lent:
+            await self._leases.disown(self.digest, nonce)
+        if not self._is_from_bucket and not self._lent:
             await self._source.refute()

@@ -2,14 +2,14 @@
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 
 from aiohttp import web
 
+from proxy.lending import HOLDER, Loan
 from proxy.listings import Answer
 from proxy.manifests import Served
 from proxy.oci import byterange, conditional
-from proxy.oci.byterange import Span
 from proxy.oci.digest import Digest
 from proxy.oci.errors import OciError, Problem
 from proxy.reading import Blob
@@ -81,12 +81,17 @@ class Responder:
             or blob.size is None
             or not conditional.if_range(self._request.headers.get("If-Range"), digest)
         ):
-            return await self._stream(await self._begin(200, blob.size, OCTETS, headers), blob, None)
+            return await self._stream(await self._begin(200, blob.size, OCTETS, headers), blob.read(None))
         span = asked.resolve(blob.size)
         if span is None:
             return await self._whole(416, b"", None, {**headers, "Content-Range": byterange.unsatisfied(blob.size)})
         headers["Content-Range"] = byterange.content_range(span, blob.size)
-        return await self._stream(await self._begin(206, span.length, OCTETS, headers), blob, span)
+        return await self._stream(await self._begin(206, span.length, OCTETS, headers), blob.read(span))
+
+    async def loan(self, digest: Digest, holder: str, loan: Loan) -> web.StreamResponse:
+        """A blob from an offset on, for another replica. Raises Broken."""
+        headers = {"Docker-Content-Digest": str(digest), HOLDER: holder, "Cache-Control": "no-store"}
+        return await self._stream(await self._begin(200, loan.length, OCTETS, headers), loan.read())
 
     def _is_unmodified(self, digest: Digest) -> bool:
         return conditional.none_match(self._request.headers.getall("If-None-Match", ()), digest)
@@ -115,10 +120,10 @@ class Responder:
         await response.prepare(self._request)
         return response
 
-    async def _stream(self, response: web.StreamResponse, blob: Blob, span: Span | None) -> web.StreamResponse:
+    async def _stream(self, response: web.StreamResponse, body: AsyncGenerator[bytes]) -> web.StreamResponse:
         """Send what comes. After the status line the only honest error is a body that ends too soon."""
         try:
-            async with contextlib.aclosing(blob.read(span)) as chunks:
+            async with contextlib.aclosing(body) as chunks:
                 async for chunk in chunks:
                     await self._write(response, chunk)
         except (OciError, OSError) as error:

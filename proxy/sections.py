@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from platformdirs import user_cache_path
-from pydantic import Field, InstanceOf, SecretStr, model_validator
+from pydantic import Field, InstanceOf, SecretStr, field_validator, model_validator
 from yarl import URL
 
 from proxy.proxies import Proxies, everywhere
@@ -46,6 +46,7 @@ class Server(Section):
     """The registry's own listener."""
 
     listen: Address = Listen(host="127.0.0.1", port=5000)
+    advertise: str | None = None
     workers: int = Field(default=1, ge=1, le=64)
     lb_delay: Seconds = 5.0
     drain_timeout: Seconds = 300.0
@@ -59,6 +60,17 @@ class Server(Section):
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("tls_certificate and tls_key belong together: set both, or neither for plain HTTP")
         return self
+
+    @field_validator("advertise")
+    @classmethod
+    def _place(cls, text: str | None) -> str | None:
+        if text is None:
+            return None
+        _check_url(text, "advertise")
+        url = URL(text)
+        if url.path not in {"", "/"} or url.host in {"0.0.0.0", "::"}:  # noqa: S104  to be refused
+            raise ValueError('it must look like "http://10.0.0.5:5000", where other replicas reach this one')
+        return str(url.origin())
 
 
 class Admin(Section):

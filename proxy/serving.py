@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from proxy import files, trust
 from proxy.admin import Admin
+from proxy.advertising import advertised
 from proxy.app import App, build
 from proxy.certificates import Certificate
 from proxy.config import Config, ConfigError
@@ -120,8 +121,12 @@ async def serve(
         context = None if certificate is None else certificate.context
         listener = await stack.enter_async_context(listening(app.handlers, sock, context))
         works = [app.housekeeping.run(certificate), app.jobs.run(), app.recorder.run()]
-        if app.uploads is not None:
-            works.append(app.uploads.run())
+        if app.shared is not None:
+            leases = app.shared.replicas.leases
+            leases.introduce(
+                advertised(config.server, sock), lambda: None if certificate is None else certificate.fingerprint
+            )
+            works += [app.shared.uploads.run(), leases.run()]
         for work in works:
             stack.callback(asyncio.create_task(work).cancel)
         _announce(config, log, sock, admin)

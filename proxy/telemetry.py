@@ -23,6 +23,7 @@ class Outcome(enum.StrEnum):
     STALE = "stale"  # the cache, since upstream does not answer
     DIRECT = "direct"  # upstream, and the cache will not keep it
     RELAY = "relay"  # upstream: listings are not kept
+    LENT = "lent"  # to another replica on the same bucket: as it is here, or on its way in
     LOCAL = "local"  # no content at all
     ERROR = "error"
 
@@ -162,6 +163,10 @@ class Metrics:
         self.bucket_bytes = Counter(
             "entrepot_bucket_bytes", "Bytes of blobs to the bucket (up) and from it (down)", ["direction"],
             registry=registry,
+        )  # fmt: skip
+        self.lent_bytes = Counter(
+            "entrepot_lent_bytes", "Bytes of blobs that replicas on one bucket gave each other (in, out)",
+            ["direction"], registry=registry,
         )  # fmt: skip
         self.uploads_pending = Gauge(
             "entrepot_uploads_pending", "Files that have yet to get into the bucket", registry=registry,

@@ -49,6 +49,10 @@ class TestBucket:
     def __setitem__(self, key: str, body: bytes) -> None:
         self.client.put_object(Bucket=self.name, Key=key, Body=body)  # type: ignore[attr-defined]
 
+    def remove(self, key: str) -> None:
+        """Remove an object."""
+        self.client.delete_object(Bucket=self.name, Key=key)  # type: ignore[attr-defined]
+
     def head(self, key: str) -> dict[str, object]:
         """What is said of an object."""
         found: dict[str, object] = self.client.head_object(Bucket=self.name, Key=key)  # type: ignore[attr-defined]

@@ -35,6 +35,14 @@ class Spools(Rooted):
             self._remove(key)  # planted: whatever it is, it is in the way
         raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), key)
 
+    async def find_spool(self, key: str) -> Handle | None:
+        """Open a spool file that is there, to read it as it grows; None if there is none."""
+        return await hop(self._find_spool, key)
+
+    def _find_spool(self, key: str) -> Handle | None:
+        fd = self._open(key, os.O_RDONLY)
+        return None if fd is None else as_handle(fd)
+
     async def inspect_spool(self, key: str, handle: Handle) -> tuple[SpoolState, int]:
         """Look at a spool, and take its lock if it is free. Returns the state, and the size in bytes."""
         return await hop(self._inspect_spool, key, handle.fd)

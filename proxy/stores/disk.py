@@ -7,6 +7,7 @@ repositories/<registry>/<name>/_links/<algorithm>/<hex>   last modified when a m
 pins/<registry>/<name>/_tags/<tag>, .../_links/<algorithm>/<hex>   what is not to go, and until when
 spool/<algorithm>-<hex>, spool/taken-<random> blobs on their way in, from upstream or from a bundle
 limits/<registry>/<hex>                       what an upstream allows an account, and until when it is not to be asked
+replica                                       32 random bytes: what other replicas on a bucket know this directory by
 boot                                          the boot of the machine that last wrote here
 changes                                       another content each time that an operator changes something
 jobs/<name>                                   when some work was last done, locked by the process that is at it
@@ -39,9 +40,10 @@ from proxy.oci.reference import Repository, Tag
 from proxy.stores import ledger, quarantine
 from proxy.stores.base import Link, Pin, TagRecord
 
+UPLOADS = "uploads"
 DIRECTORIES = (
     "blobs", "repositories", "pins", "spool", "tmp", ledger.DIRECTORY, "limits", "jobs", quarantine.DIRECTORY,
-    "recordings", "uploads",
+    "recordings", UPLOADS,
 )  # fmt: skip
 BOOT = "boot"  # the file that says which boot of which machine the downloads in spool/ are from
 BOOT_LIMIT = 64  # bytes
@@ -75,6 +77,11 @@ async def announce_change(tree: Tree) -> None:
 def blob_key(digest: Digest) -> str:
     """Where a blob is kept."""
     return f"blobs/{digest.algorithm}/{digest.encoded[:2]}/{digest.encoded}"
+
+
+def upload_key(key: str) -> str:
+    """The file that says that another one has yet to get into the bucket."""
+    return f"{UPLOADS}/{key}"
 
 
 def spool_key(digest: Digest) -> str:

@@ -5,14 +5,17 @@ Where it fails it is left alone for a while, which is said once, and once more w
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import AsyncIterator, Iterator
 
 from proxy.files import Handle
-from proxy.stores.s3 import Bucket, BucketError, ObjectStream
+from proxy.single_flight import SingleFlight
+from proxy.stores.s3 import Bucket, BucketError, ObjectStream, Taken
 from proxy.telemetry import Logger, Metrics
 
 PATIENCE = 3.0  # seconds for an answer that a pull waits for
+TRIAL = 60.0  # seconds after a trial that failed before the next one
 FIRST_REST, LONGEST_REST = 1.0, 30.0  # seconds without a question after a failure, doubling
 
 
@@ -25,6 +28,9 @@ class Durable:
         self._log = log
         self._failures = 0
         self._rest_until = 0.0  # of the monotonic clock
+        self._trial: SingleFlight[str, None] = SingleFlight()
+        self._tried = -math.inf
+        self._is_conditional: bool | None = None  # whether it knows conditional writes
 
     @property
     def is_away(self) -> bool:
@@ -33,11 +39,29 @@ class Durable:
 
     async def begin(self) -> None:
         """Try everything that will be asked of it, and say what does not work: pulls go on either way."""
+        await self._trial.run("trial", self._try)
+
+    async def _try(self) -> None:
+        self._tried = time.monotonic()
         with self._noting():
-            if not await self._bucket.trial():
+            self._is_conditional = await self._bucket.trial()
+            if not self._is_conditional:
                 self._log.warning(
                     "bucket without conditional writes", meanwhile="each replica brings in what it is asked for itself"
                 )
+
+    async def create(self, key: str, body: bytes) -> bool | None:
+        """Make a small object, unless there is one; whether that was done. None: nobody can know just now."""
+        if not await self._knows_conditions() or self.is_away:
+            return None
+        with self._noting():
+            async with asyncio.timeout(PATIENCE):
+                try:
+                    await self._bucket.write(key, body, is_new=True)
+                except Taken:
+                    return await self._bucket.read(key, len(body)) == body  # an answer that was lost is asked for again
+                return True
+        return None
 
     async def read(self, key: str, limit: int) -> bytes | None:
         """A small object; None if there is none of at most so many bytes, as far as can be known now."""
@@ -97,6 +121,17 @@ class Durable:
             count = await self._bucket.abandon(before)
             if count:
                 self._log.info("abandoned uploads given up", count=count)
+
+    async def _knows_conditions(self) -> bool:
+        if self._is_conditional is None and (len(self._trial) or time.monotonic() - self._tried > TRIAL):
+            with contextlib.suppress(TimeoutError):  # it goes on without the pull that would have liked to know
+                async with asyncio.timeout(PATIENCE):
+                    await self.begin()
+        return bool(self._is_conditional)
+
+    async def aclose(self) -> None:
+        """Break off what nobody waits for."""
+        await self._trial.aclose()
 
     @contextlib.contextmanager
     def _noting(self) -> Iterator[None]:

@@ -6,7 +6,7 @@ Nobody waits for the bucket: what is wanted of it is given if it answers in time
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -149,13 +149,3 @@ class TieredRepositories(DiskRepositories):
         self._looked[key] = True
         body = await self._durable.read(key, limit)
         return None if body is None else disk.parse_record(body)
-
-
-@dataclass(frozen=True, slots=True)
-class Tier:
-    """The store: on disk alone, or with a bucket behind it."""
-
-    blobs: DiskBlobs
-    repositories: DiskRepositories
-    durable: Durable | None = None
-    uploads: Uploads | None = None

@@ -12,30 +12,34 @@ from collections.abc import Iterator
 from itertools import islice
 
 from proxy.files import Tree, hop
+from proxy.stores.disk import UPLOADS, blob_digest, upload_key
 from proxy.stores.durable import Durable
+from proxy.stores.leases import Leases
 from proxy.telemetry import Logger, Metrics
 
-DIRECTORY = "uploads"
 AT_ONCE = 4  # of one process
 MOST = 4096  # keys that a process remembers: what is more waits on disk alone
 LOOK = 30.0  # seconds between looks for what a process that died has left, or what was too much to remember
+LEAVE, LEAVES = 5.0, 120  # seconds after which it is looked whether another replica has uploaded a blob, and how often
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds after a failure
 
 
 def wanted(tree: Tree) -> Iterator[str]:
     """The keys that have yet to be uploaded; blocking."""
-    return (entry.key.removeprefix(f"{DIRECTORY}/") for entry in tree.walk(DIRECTORY))
+    return (entry.key.removeprefix(f"{UPLOADS}/") for entry in tree.walk(UPLOADS))
 
 
 class Uploads:
     """Brings what the store has into the bucket, a few files at a time."""
 
-    def __init__(self, tree: Tree, durable: Durable, metrics: Metrics, log: Logger) -> None:
+    def __init__(self, tree: Tree, durable: Durable, leases: Leases, metrics: Metrics, log: Logger) -> None:
         self._tree = tree
         self._durable = durable
+        self._leases = leases
         self._metrics = metrics
         self._log = log
         self._known: set[str] = set()  # keys to upload that this process knows of, and is not at
+        self._left: dict[str, tuple[float, int]] = {}  # to other replicas: when to look again, how often yet
         self._changed = asyncio.Event()
         self._failures = 0  # rounds in a row
         self._looked = -math.inf  # of the monotonic clock
@@ -45,7 +49,7 @@ class Uploads:
 
         Raises OSError.
         """
-        await self._tree.write(f"{DIRECTORY}/{key}", b"")
+        await self._tree.write(upload_key(key), b"")
 
     def ready(self, key: str) -> None:
         """It is there now."""
@@ -67,13 +71,15 @@ class Uploads:
 
     async def _round(self) -> bool:
         """A few uploads, side by side; whether none of them failed. Raises OSError."""
-        if time.monotonic() - self._looked > LOOK:
-            self._known |= await hop(lambda: set(islice(wanted(self._tree), MOST)))
-            self._looked = time.monotonic()
+        now = time.monotonic()
+        if now - self._looked > LOOK:
+            self._known |= await hop(lambda: set(islice(wanted(self._tree), MOST))) - self._left.keys()
+            self._looked = now
+        self._known |= {key for key, (when, _) in self._left.items() if when <= now}
         batch = [self._known.pop() for _ in range(min(AT_ONCE, len(self._known)))]
         done = await asyncio.gather(*(self._one(key) for key in batch))
         self._known |= {key for key, is_done in zip(batch, done, strict=True) if not is_done}
-        self._metrics.uploads_pending.set(len(self._known))
+        self._metrics.uploads_pending.set(len(self._known | self._left.keys()))
         return all(done)
 
     async def _pause(self) -> None:
@@ -82,17 +88,17 @@ class Uploads:
         elif not self._known:
             self._changed.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LOOK):
+                async with asyncio.timeout(LEAVE if self._left else LOOK):
                     await self._changed.wait()
 
     async def _one(self, key: str) -> bool:
         """Upload one file; whether nothing is left to be done for it by this process."""
         try:
             with contextlib.ExitStack() as stack:
-                marker = f"{DIRECTORY}/{key}"
+                marker = upload_key(key)
                 fd = await hop(stack.enter_context, self._tree.claimed(marker))
-                if fd is None:
-                    return True  # another process is at it; should it die, the next look finds what is left
+                if fd is None or await self._is_left_to_another(key):
+                    return True  # another process or replica is at it; should it die, a later look finds what is left
                 if not await self._upload(key):
                     return False
                 if await hop(self._tree.is_named, marker, fd):  # else it is wanted anew: the file has changed meanwhile
@@ -102,6 +108,14 @@ class Uploads:
         except OSError as error:
             self._log.warning("upload put off", key=key, reason=error.strerror)
             return False
+
+    async def _is_left_to_another(self, key: str) -> bool:
+        """Whether it is for the replica that brought a blob in to upload it: for a while, and it may be dead."""
+        digest, (_, looks) = blob_digest(key), self._left.pop(key, (0.0, LEAVES))
+        if digest is None or not looks or len(self._left) >= MOST or not await self._leases.is_anothers(digest):
+            return False
+        self._left[key] = time.monotonic() + LEAVE, looks - 1
+        return True
 
     async def _upload(self, key: str) -> bool:
         handle = await self._tree.open(key)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy import trial
+from proxy import candidates, trial
 from proxy.files import Tree, hop
 from proxy.sections import S3
 from proxy.stores import durable, tiered, uploads
@@ -37,13 +37,16 @@ def configured(upstream: str, bucket: TestBucket, *, url: str | None = None, mor
 async def cached(text: str, store: Path, *, alone: bool = True) -> AsyncIterator[Proxy]:
     """A proxy that uploads, as a server does."""
     async with running(text, store, alone=alone) as proxy:
-        assert proxy.app.uploads is not None
-        uploading = asyncio.create_task(proxy.app.uploads.run())
+        assert proxy.app.shared is not None
+        leases = proxy.app.shared.replicas.leases
+        leases.introduce(f"http://{proxy.host}")
+        tasks = [asyncio.create_task(work.run()) for work in (proxy.app.shared.uploads, leases)]
         try:
             yield proxy
         finally:
-            uploading.cancel()
-            await asyncio.gather(uploading, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def pending(store: Path) -> list[str]:
@@ -174,8 +177,9 @@ async def test_pulls_go_on_without_the_bucket_and_it_gets_everything_later(
 
 
 async def test_what_has_yet_to_be_uploaded_is_not_evicted(
-    upstream: FakeRegistry, bucket: TestBucket, store: Path
+    upstream: FakeRegistry, bucket: TestBucket, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(candidates, "SELDOM", 0.0)  # else what was kept a moment ago may be kept a little longer
     one, other = upstream.add_blob(REPO, LAYER), upstream.add_blob(REPO, LAYER + b"!")
     text = configured(upstream.url, bucket).replace("[store]", '[store]\nmax_size = "800 kB"')
     async with running(text, store) as proxy:  # nobody uploads

@@ -27,6 +27,7 @@ EVERY_KEY = """
 listen = "0.0.0.0:8443"
 workers = 4
 lb_delay = "1s"
+advertise = "http://cache.example:8080/"
 drain_timeout = "2m30s"
 client_stall_timeout = "1m"
 sealed = false
@@ -179,6 +180,7 @@ def test_every_key_can_be_set(tmp_path: Path) -> None:
     config = loaded(tmp_path, EVERY_KEY, SECRETS)
     server, (upstream,) = config.server, config.upstream
     assert (str(server.listen), server.workers, server.lb_delay) == ("0.0.0.0:8443", 4, 1)
+    assert server.advertise == "http://cache.example:8080"
     assert (server.drain_timeout, server.client_stall_timeout) == (150, 60)
     assert (server.tls_certificate, server.tls_key) == (Path("/tls/tls.crt"), Path("/tls/tls.key"))
     assert str(config.admin.listen) == "[::1]:9000"
@@ -443,6 +445,10 @@ def test_a_configuration_cannot_be_changed_later(tmp_path: Path) -> None:
         ('[server]\nlisten = "127.0.0.1:-1"', ["server.listen", "127.0.0.1:5000"]),
         ('[server]\nlisten = "127.0.0.1:\u0665"', ["server.listen", "127.0.0.1:5000"]),
         ('[server.listen]\nhost = "a"\nport = 1', ["server.listen", "127.0.0.1:5000"]),
+        ('[server]\nadvertise = "10.0.0.5:5000"', ["server.advertise", "must look like"]),
+        ('[server]\nadvertise = "http://10.0.0.5:5000/v2"', ["server.advertise", "http://10.0.0.5:5000"]),
+        ('[server]\nadvertise = "http://0.0.0.0:5000"', ["server.advertise", "http://10.0.0.5:5000"]),
+        ('[server]\nadvertise = "http://me:it@10.0.0.5:5000"', ["server.advertise", "do not belong in a URL"]),
         ("[server]\nworkers = 0", ["server.workers", "greater than or equal to 1", "0"]),
         ("[server]\nworkers = 65", ["server.workers", "less than or equal to 64"]),
         ('[server]\nworkers = "two"', ["server.workers", "must be a valid integer", "'two'"]),

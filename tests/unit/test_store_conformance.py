@@ -17,6 +17,7 @@ from proxy.sections import S3
 from proxy.stores.base import BlobStore, Link, RepositoryStore, TagRecord
 from proxy.stores.disk import DiskBlobs, DiskRepositories, open_tree, spool_key
 from proxy.stores.durable import Durable
+from proxy.stores.leases import Leases, identify
 from proxy.stores.s3 import Bucket
 from proxy.stores.tiered import TieredBlobs, TieredRepositories
 from proxy.stores.uploads import Uploads
@@ -85,10 +86,12 @@ async def stores(request: pytest.FixtureRequest, tmp_path: Path, shared: Bucket,
         yield opened()
     else:
         is_there = request.param == "bucket"
+        identity = await asyncio.to_thread(identify, tree)
         durable = Durable(below_a_prefix(shared if is_there else away), Metrics(CollectorRegistry()), quiet())
 
         def tiered() -> Stores:
-            uploads = Uploads(tree, durable, Metrics(CollectorRegistry()), quiet())
+            leases = Leases(tree, durable, identity)
+            uploads = Uploads(tree, durable, leases, Metrics(CollectorRegistry()), quiet())
             return Stores(
                 TieredBlobs(tree, durable, uploads), TieredRepositories(tree, durable, uploads), spooled, tiered
             )

@@ -1,0 +1,69 @@
+"""The other replicas on a bucket, asked for what they are bringing in."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+
+import aiohttp
+from yarl import URL
+
+from proxy.blob_stream import BlobStream
+from proxy.lending import HOLDER, PREFIX
+from proxy.oci.digest import Digest
+from proxy.stores.leases import Lease
+from proxy.telemetry import Logger
+
+PATIENCE = 3.0  # seconds for the head of an answer: who takes longer is taken for dead
+STALL = 60.0  # seconds without a byte: longer than upstreams are given, for it is those that a holder waits for
+
+
+class Peers:
+    """Their connections. What comes from them is believed by nobody before it was held against a digest."""
+
+    def __init__(self, received: Callable[[int], None], log: Logger) -> None:
+        """`received` is told of bytes as they come."""
+        self._received = received
+        self._log = log
+        self._session: aiohttp.ClientSession | None = None
+
+    @contextlib.asynccontextmanager
+    async def open(self, lease: Lease, digest: Digest, start: int) -> AsyncIterator[BlobStream | None]:
+        """A blob from an offset on, as its holder has it or gets it; None where it is not the holder that answers."""
+        async with contextlib.AsyncExitStack() as stack:
+            stream = None
+            try:
+                async with asyncio.timeout(PATIENCE):
+                    response = await stack.enter_async_context(self._ask(lease, digest, start))
+            except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+                self._log.warning("replica does not answer", address=lease.address, reason=type(error).__name__)
+            else:
+                if response.status == 200 and response.headers.get(HOLDER) == lease.holder:
+                    stream = BlobStream(response, STALL, self._received)
+                    stream.start = start
+                    stream.total = None if stream.total is None else start + stream.total
+                else:
+                    self._log.info("replica has nothing", address=lease.address, status=response.status)
+            yield stream
+
+    def _ask(
+        self, lease: Lease, digest: Digest, start: int
+    ) -> contextlib.AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                timeout=aiohttp.ClientTimeout(total=None),
+                auto_decompress=False,
+                trust_env=False,
+            )
+        return self._session.get(
+            URL(lease.address).with_path(f"{PREFIX}{digest}").with_query(start=start),
+            headers={"Authorization": f"Bearer {lease.token}", "Accept-Encoding": "identity"},
+            allow_redirects=False,
+            ssl=True if lease.certificate is None else aiohttp.Fingerprint(bytes.fromhex(lease.certificate)),
+        )
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        if self._session is not None:
+            await self._session.close()
