@@ -24,6 +24,7 @@ from proxy.parts import Memory
 from proxy.permissions import Permissions, Sizes
 from proxy.prefetch import Prefetch
 from proxy.recorder import Recorder
+from proxy.redirects import Redirects, Rules
 from proxy.rounds import Stock
 from proxy.scrubbing import Scrubber
 from proxy.stores import uploads
@@ -105,6 +106,7 @@ async def build(config: Config, log: Logger, metrics: Metrics) -> AsyncIterator[
             log=log,
             client_stall_timeout=config.server.client_stall_timeout,
             recorder=(recorder := Recorder(tree, log)),
+            redirects=_redirects(config, tier.durable, permissions, blobs, stack),
         )
         housekeeping = Housekeeping(
             tree=tree, store=store, repositories=repositories, space=space, manifests=manifests,
@@ -133,6 +135,18 @@ async def _tier(
     durable = Durable(bucket, metrics, log)
     waiting = Uploads(tree, durable, metrics, log)
     return Tier(TieredBlobs(tree, durable, waiting), TieredRepositories(tree, durable, waiting), durable, waiting)
+
+
+def _redirects(
+    config: Config, durable: Durable | None, permissions: Permissions, blobs: Blobs, stack: contextlib.AsyncExitStack
+) -> Redirects | None:
+    """What sends clients to the bucket, if any are to be sent there."""
+    if config.store.s3 is None or durable is None or (endpoint := durable.public_endpoint) is None:
+        return None
+    rules = Rules.leading_to(endpoint, config.store.s3.redirect_networks)
+    redirects = Redirects(rules, durable, permissions, blobs)
+    stack.push_async_callback(redirects.aclose)
+    return redirects
 
 
 def _kept(config: Config, tree: files.Tree) -> frozenset[str]:

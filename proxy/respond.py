@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import Mapping
 
 from aiohttp import web
+from pydantic import SecretStr
 
 from proxy.listings import Answer
 from proxy.manifests import Served
@@ -87,6 +88,13 @@ class Responder:
             return await self._whole(416, b"", None, {**headers, "Content-Range": byterange.unsatisfied(blob.size)})
         headers["Content-Range"] = byterange.content_range(span, blob.size)
         return await self._stream(await self._begin(206, span.length, OCTETS, headers), blob, span)
+
+    async def redirect(self, digest: Digest, url: SecretStr) -> web.StreamResponse:
+        """To where the blob is. Whoever has the URL can read it: it is for this client, and for now."""
+        headers = {
+            "Docker-Content-Digest": str(digest), "Location": url.get_secret_value(), "Cache-Control": "no-store",
+        }  # fmt: skip
+        return await self._whole(307, b"", None, headers)
 
     def _is_unmodified(self, digest: Digest) -> bool:
         return conditional.none_match(self._request.headers.getall("If-None-Match", ()), digest)

@@ -49,6 +49,9 @@ class TestBucket:
     def __setitem__(self, key: str, body: bytes) -> None:
         self.client.put_object(Bucket=self.name, Key=key, Body=body)  # type: ignore[attr-defined]
 
+    def __delitem__(self, key: str) -> None:
+        self.client.delete_object(Bucket=self.name, Key=key)  # type: ignore[attr-defined]
+
     def head(self, key: str) -> dict[str, object]:
         """What is said of an object."""
         found: dict[str, object] = self.client.head_object(Bucket=self.name, Key=key)  # type: ignore[attr-defined]
