@@ -20,10 +20,12 @@ from proxy.housekeeping import Housekeeping, drop_lost, sweep
 from proxy.jobs import Jobs
 from proxy.listings import Listings
 from proxy.manifests import Manifests
+from proxy.origin import Replicas
 from proxy.parts import Memory
 from proxy.permissions import Permissions, Sizes
 from proxy.prefetch import Prefetch
 from proxy.recorder import Recorder
+from proxy.redirects import Redirects, Rules
 from proxy.rounds import Stock
 from proxy.scrubbing import Scrubber
 from proxy.stores import uploads
@@ -103,6 +105,7 @@ async def build(config: Config, log: Logger, metrics: Metrics) -> AsyncIterator[
             client_stall_timeout=config.server.client_stall_timeout,
             recorder=(recorder := Recorder(tree, log)),
             lending=None if tier.shared is None else tier.shared.lending,
+            redirects=_redirects(config, tier.replicas, permissions, blobs, stack),
         )
         housekeeping = Housekeeping(
             tree=tree, store=store, repositories=repositories, space=space, manifests=manifests,
@@ -117,6 +120,18 @@ async def build(config: Config, log: Logger, metrics: Metrics) -> AsyncIterator[
             handlers, manifests, blobs, repositories, means, metrics, limits, Desk(config, tree), housekeeping,
             Jobs(tree, jobs, log), scrubber, recorder, tier.shared,
         )  # fmt: skip
+
+
+def _redirects(
+    config: Config, replicas: Replicas | None, permissions: Permissions, blobs: Blobs, stack: contextlib.AsyncExitStack
+) -> Redirects | None:
+    """What sends clients to the bucket, if any are to be sent there."""
+    if config.store.s3 is None or replicas is None or (endpoint := replicas.durable.public_endpoint) is None:
+        return None
+    rules = Rules.leading_to(endpoint, config.store.s3.redirect_networks)
+    redirects = Redirects(rules, replicas.durable, permissions, blobs)
+    stack.push_async_callback(redirects.aclose)
+    return redirects
 
 
 def _kept(config: Config, tree: files.Tree) -> frozenset[str]:

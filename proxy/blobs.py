@@ -65,17 +65,17 @@ class Blobs:
                     return size
         return (await self._permissions.asked(repository, digest)).size
 
+    def is_coming(self, repository: Repository, digest: Digest) -> bool:
+        """Whether a blob is on its way in for this upstream, in this process."""
+        return (repository.registry, digest) in self._fills
+
     async def open(self, repository: Repository, digest: Digest, *, in_part: bool = False) -> Blob:
         """The blob, as soon as its size is known and upstream has said that the repository has it.
 
         `in_part`: not all of it will be read, so that its end cannot be withheld. Raises OciError, OSError.
         """
         link = await self._permissions.known(repository, digest)
-        if (
-            link is None
-            and (repository.registry, digest) not in self._fills
-            and await self._is_stored(repository, digest)
-        ):
+        if link is None and not self.is_coming(repository, digest) and await self._is_stored(repository, digest):
             link = await self._permissions.granted(repository, digest)
         first = self._verifies and in_part
         handle = None if link is None else await self._stored(repository, digest, link, first=first)

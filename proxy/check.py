@@ -151,6 +151,12 @@ def _kept(s3: S3) -> list[str]:
     said = [f"Everything that is cached goes to {where} as well, below {s3.prefix or 'no prefix'}."]
     if s3.encryption is not None:
         said.append(f"Encrypted there by {s3.encryption}{f' with the key {s3.kms_key_id}' if s3.kms_key_id else ''}.")
+    if s3.redirect_networks:
+        networks = ", ".join(map(str, s3.redirect_networks))
+        where = s3.redirect_endpoint_url or where
+        said.append(
+            f"Clients from {networks} are sent to {where} for blobs, with a URL that is good for {s3.redirect_for:g} s."
+        )
     return said + [f"From {size(rule.min_size)} on: {rule.name}." for rule in s3.storage_class]
 
 

@@ -1,11 +1,13 @@
 """Request -> use case: the one error boundary, and the one line of log that every request leaves."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from aiohttp import web
+from pydantic import SecretStr
 
 from proxy import files
 from proxy.blobs import Blobs
@@ -17,6 +19,7 @@ from proxy.oci.digest import Digest
 from proxy.oci.endpoint import Endpoint, Kind
 from proxy.oci.errors import OciError, Problem
 from proxy.recorder import Recorder
+from proxy.redirects import Client, Redirects
 from proxy.respond import Broken, Responder
 from proxy.routing import Route, Routes, resolve
 from proxy.telemetry import Logger, Metrics, Outcome
@@ -56,6 +59,7 @@ class Handlers:
         client_stall_timeout: float,
         recorder: Recorder,
         lending: Lending | None = None,
+        redirects: Redirects | None = None,
     ) -> None:
         self._routes = routes
         self._manifests = manifests
@@ -66,6 +70,7 @@ class Handlers:
         self._stall_timeout = client_stall_timeout
         self._recorder = recorder
         self._lending = lending
+        self._redirects = redirects
         self.is_ready = False
         self.active = 0  # requests that are being answered
         self._quiet = asyncio.Event()
@@ -178,14 +183,24 @@ class Handlers:
             record.outcome = Outcome.LOCAL
             return await responder.blob_head(digest, size)
         async with asyncio.timeout(ANSWER):
-            blob = await self._blobs.open(route.repository, digest, in_part="Range" in request.headers)
-        try:
+            found = await self._elsewhere(request, route, digest) or await self._blobs.open(
+                route.repository, digest, in_part="Range" in request.headers
+            )
+        if self._recorder.is_on:
+            self._recorder.note(request.remote, "blob", route.repository, digest, digest)
+        if isinstance(found, SecretStr):
+            record.outcome = Outcome.REDIRECT
+            return await responder.redirect(digest, found)
+        with contextlib.closing(found) as blob:
             record.outcome = blob.outcome
-            if self._recorder.is_on:
-                self._recorder.note(request.remote, "blob", route.repository, digest, digest)
             return await responder.blob(digest, blob)
-        finally:
-            blob.close()
+
+    async def _elsewhere(self, request: web.BaseRequest, route: Route, digest: Digest) -> SecretStr | None:
+        """Where the client is to get a blob, if that is not here."""
+        if self._redirects is None:
+            return None
+        client = Client(request.remote, (request.version.major, request.version.minor), request.secure, request.headers)
+        return await self._redirects.find(client, route.repository, digest)
 
     async def _lend(
         self, request: web.BaseRequest, responder: Responder, record: Record, lending: Lending

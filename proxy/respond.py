@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import AsyncGenerator, Mapping
 
 from aiohttp import web
+from pydantic import SecretStr
 
 from proxy.lending import HOLDER, Loan
 from proxy.listings import Answer
@@ -92,6 +93,13 @@ class Responder:
         """A blob from an offset on, for another replica. Raises Broken."""
         headers = {"Docker-Content-Digest": str(digest), HOLDER: holder, "Cache-Control": "no-store"}
         return await self._stream(await self._begin(200, loan.length, OCTETS, headers), loan.read())
+
+    async def redirect(self, digest: Digest, url: SecretStr) -> web.StreamResponse:
+        """To where the blob is. Whoever has the URL can read it: it is for this client, and for now."""
+        headers = {
+            "Docker-Content-Digest": str(digest), "Location": url.get_secret_value(), "Cache-Control": "no-store",
+        }  # fmt: skip
+        return await self._whole(307, b"", None, headers)
 
     def _is_unmodified(self, digest: Digest) -> bool:
         return conditional.none_match(self._request.headers.getall("If-None-Match", ()), digest)

@@ -131,11 +131,18 @@ class S3(Section):
     kms_key_id: str | None = None
     storage_class: Annotated[tuple[StorageClass, ...], Field(strict=False)] = ()
     checksums: Literal["when_required", "when_supported"] = "when_required"
+    redirect_networks: Networks = ()
+    redirect_for: Annotated[Seconds, Field(ge=1, le=3600)] = 60.0
+    redirect_endpoint_url: str | None = None
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        if self.endpoint_url is not None:
-            _check_url(self.endpoint_url, "endpoint_url")
+        for key in ("endpoint_url", "redirect_endpoint_url"):
+            if getattr(self, key) is not None:
+                _check_url(getattr(self, key), key)
+        stray = sorted({"redirect_for", "redirect_endpoint_url"} & self.model_fields_set)
+        if stray and not self.redirect_networks:
+            raise ValueError(f"{stray[0]} goes with redirect_networks, which says whom to redirect")
         if self.kms_key_id is not None and (self.encryption is None or not self.encryption.startswith("aws:kms")):
             raise ValueError('kms_key_id goes with encryption = "aws:kms" or "aws:kms:dsse" only')
         # The first that fits counts: the largest least size first.

@@ -22,6 +22,7 @@ class Outcome(enum.StrEnum):
     JOIN = "join"  # upstream, on its way already when asked for
     STALE = "stale"  # the cache, since upstream does not answer
     DIRECT = "direct"  # upstream, and the cache will not keep it
+    REDIRECT = "redirect"  # the bucket, to which the client was sent
     RELAY = "relay"  # upstream: listings are not kept
     LENT = "lent"  # to another replica on the same bucket: as it is here, or on its way in
     LOCAL = "local"  # no content at all

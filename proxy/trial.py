@@ -8,6 +8,7 @@ from proxy import sections
 from proxy.accounts import open_account
 from proxy.egress import Egress, asked_for
 from proxy.oci.errors import OciError, Problem
+from proxy.stores.durable import REFUSED_URLS
 from proxy.stores.s3 import Bucket, BucketError
 from proxy.telemetry import quiet
 
@@ -36,14 +37,15 @@ async def bucket_problems(settings: sections.S3 | None) -> list[str]:
         return []
     try:
         async with asyncio.timeout(LONGEST), Bucket(settings) as bucket:
-            if await bucket.trial():
-                return []
+            is_conditional = await bucket.trial()
+            said = [REFUSED_URLS] if await bucket.refuses_its_urls() else []
     except BucketError as error:
         return [f"store.s3: {settings.bucket}: {error.reason}"]
     except TimeoutError:
         return [f"store.s3: {settings.bucket}: no answer within {LONGEST:g} s: check store.s3.endpoint_url"]
-    lacking = "the store knows no conditional writes (If-None-Match): replicas on it bring in the same blob each"
-    return [f"store.s3: {settings.bucket}: {lacking}"]
+    if not is_conditional:
+        said.append("the store knows no conditional writes (If-None-Match): replicas on it bring in the same blob each")
+    return [f"store.s3: {settings.bucket}: {problem}" for problem in said]
 
 
 async def _tried(upstream: sections.Upstream, key: str) -> list[str]:

@@ -49,8 +49,7 @@ class TestBucket:
     def __setitem__(self, key: str, body: bytes) -> None:
         self.client.put_object(Bucket=self.name, Key=key, Body=body)  # type: ignore[attr-defined]
 
-    def remove(self, key: str) -> None:
-        """Remove an object."""
+    def __delitem__(self, key: str) -> None:
         self.client.delete_object(Bucket=self.name, Key=key)  # type: ignore[attr-defined]
 
     def head(self, key: str) -> dict[str, object]:

@@ -9,6 +9,8 @@ import math
 import time
 from collections.abc import AsyncIterator, Iterator
 
+from pydantic import SecretStr
+
 from proxy.files import Handle
 from proxy.single_flight import SingleFlight
 from proxy.stores.s3 import Bucket, BucketError, ObjectStream, Taken
@@ -16,6 +18,7 @@ from proxy.telemetry import Logger, Metrics
 
 PATIENCE = 3.0  # seconds for an answer that a pull waits for
 TRIAL = 60.0  # seconds after a trial that failed before the next one
+REFUSED_URLS = "the bucket turns down URLs that were signed just now: check store.s3.region, .addressing and the clock"
 FIRST_REST, LONGEST_REST = 1.0, 30.0  # seconds without a question after a failure, doubling
 
 
@@ -31,6 +34,7 @@ class Durable:
         self._trial: SingleFlight[str, None] = SingleFlight()
         self._tried = -math.inf
         self._is_conditional: bool | None = None  # whether it knows conditional writes
+        self._refuses_its_urls = False
 
     @property
     def is_away(self) -> bool:
@@ -48,6 +52,11 @@ class Durable:
             if not self._is_conditional:
                 self._log.warning(
                     "bucket without conditional writes", meanwhile="each replica brings in what it is asked for itself"
+                )
+            self._refuses_its_urls = await self._bucket.refuses_its_urls()
+            if self._refuses_its_urls:
+                self._log.error(
+                    "no redirects", reason=REFUSED_URLS, meanwhile="clients get their bytes from here until a restart"
                 )
 
     async def create(self, key: str, body: bytes) -> bool | None:
@@ -80,6 +89,22 @@ class Durable:
             async with asyncio.timeout(PATIENCE):
                 return await self._bucket.size(key)
         return None
+
+    @property
+    def public_endpoint(self) -> str | None:
+        """Where URLs for others lead; None if there are to be none."""
+        return self._bucket.public_endpoint
+
+    async def presign(self, key: str) -> SecretStr | None:
+        """A URL of an object for others; None if there is to be none, or nobody is to be sent there now."""
+        if self.is_away or self._refuses_its_urls:
+            return None
+        try:
+            async with asyncio.timeout(PATIENCE):  # nothing is asked of the bucket, but maybe of who has credentials
+                return await self._bucket.presign(key)
+        except (BucketError, TimeoutError) as error:
+            self._failed(error)
+            return None
 
     @contextlib.asynccontextmanager
     async def open(self, key: str, start: int = 0) -> AsyncIterator[ObjectStream | None]:
@@ -139,17 +164,20 @@ class Durable:
         try:
             yield
         except (BucketError, TimeoutError) as error:
-            reason = error.reason if isinstance(error, BucketError) else f"it does not answer within {PATIENCE:g} s"
-            if not self._failures:
-                self._log.error("bucket fails", reason=reason, meanwhile="pulls go on, and uploads wait")
-            self._failures += 1
-            self._rest_until = time.monotonic() + min(LONGEST_REST, FIRST_REST * 2 ** min(self._failures - 1, 10))
-            self._metrics.bucket_up.set(0)
+            self._failed(error)
         else:
             if self._failures:
                 self._log.info("bucket answers again", failures=self._failures)
             self._failures = 0
             self._metrics.bucket_up.set(1)
+
+    def _failed(self, error: BucketError | TimeoutError) -> None:
+        reason = error.reason if isinstance(error, BucketError) else f"it does not answer within {PATIENCE:g} s"
+        if not self._failures:
+            self._log.error("bucket fails", reason=reason, meanwhile="pulls go on, and uploads wait")
+        self._failures += 1
+        self._rest_until = time.monotonic() + min(LONGEST_REST, FIRST_REST * 2 ** min(self._failures - 1, 10))
+        self._metrics.bucket_up.set(0)
 
 
 def _is_content(key: str) -> bool:

@@ -5,27 +5,25 @@ The only module that knows S3. What comes out of a bucket is believed by nobody 
 
 import asyncio
 import contextlib
-import math
 import secrets
-import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import aiohttp
 from aiobotocore.config import AioConfig
-from aiobotocore.credentials import AioCredentials
 from aiobotocore.session import AioSession
 from botocore.config import Config
-from botocore.credentials import ReadOnlyCredentials
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+from botocore.exceptions import BotoCoreError, ClientError
 from botocore.loaders import create_loader
 from botocore.session import Session
+from pydantic import SecretStr
 
-from proxy import daemon, sections
+from proxy import sections
 from proxy.blob_stream import Interrupted
 from proxy.files import Handle, hop
-from proxy.single_flight import SingleFlight
+from proxy.stores.s3_keys import Keys
+from proxy.stores.s3_urls import SignedUrls, client_settings
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3.client import S3Client
@@ -36,7 +34,6 @@ PARTS_AT_ONCE = 4  # of all uploads together: as much memory as so many parts
 STALL = 30.0  # seconds without a byte
 CONNECT = 5.0  # seconds
 CONNECTIONS = 64
-KEYS_LIFE = 60.0  # seconds for which the machine's credentials are used before their source is asked again
 _MISSING = {"NoSuchKey", "404", "NotFound"}
 _TAKEN = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409"}
 _UNKNOWN = {"NotImplemented", "501"}
@@ -110,34 +107,6 @@ class ObjectStream:
             raise Interrupted(type(error).__name__) from None
 
 
-class Keys(AioCredentials):  # type: ignore[misc]  # aiobotocore has no types
-    """The machine's AWS credentials by the standard chain, which reads files and asks services: in a thread."""
-
-    def __init__(self, session: Session) -> None:
-        super().__init__("", "")
-        self._session = session
-        self._asked = -math.inf
-        self._known: ReadOnlyCredentials | None = None
-        self._flight: SingleFlight[str, ReadOnlyCredentials] = SingleFlight()
-
-    async def get_frozen_credentials(self) -> ReadOnlyCredentials:
-        """Those of now. Raises NoCredentialsError."""
-        if self._known is None or time.monotonic() - self._asked > KEYS_LIFE:
-            self._known = await self._flight.run("keys", self._ask)
-        return self._known
-
-    async def _ask(self) -> ReadOnlyCredentials:
-        known = await asyncio.wrap_future(daemon.start(self._chain, "ask AWS for credentials"))
-        self._asked = time.monotonic()
-        return known
-
-    def _chain(self) -> ReadOnlyCredentials:
-        found = self._session.get_credentials()  # it keeps them, and renews them when they are about to expire
-        if found is None:
-            raise NoCredentialsError
-        return found.get_frozen_credentials()
-
-
 class Bucket:
     """One bucket, below one prefix. Every method raises BucketError for what the store does not do."""
 
@@ -146,6 +115,7 @@ class Bucket:
         self._session = AioSession(profile=settings.profile)
         self._stack = contextlib.AsyncExitStack()
         self._client: S3Client
+        self._urls: SignedUrls | None = None
         self._in_memory = asyncio.Semaphore(PARTS_AT_ONCE)
         owner = settings.expected_bucket_owner
         self._where: dict[str, Any] = {
@@ -156,8 +126,12 @@ class Bucket:
         with _explained():
             keys = Keys(await hop(self._prepared))
             self._session._credentials = keys  # noqa: SLF001  there is no other way
-            client = self._session.create_client(**self._client_settings(AioConfig))
-            self._client = await self._stack.enter_async_context(client)
+            how = self._client_settings(AioConfig)
+            self._client = await self._stack.enter_async_context(self._session.create_client(**how))
+            if self._settings.redirect_networks:
+                how = client_settings(self._settings, how, self._client.meta.endpoint_url)
+                signing = await self._stack.enter_async_context(self._session.create_client(**how))
+                self._urls = SignedUrls(signing, self._settings)
         return self
 
     async def __aexit__(
@@ -249,6 +223,30 @@ class Bucket:
         """Remove an object, if it is there."""
         with _explained():
             await self._client.delete_object(**self._where, Key=self._key(key))
+
+    # URLs for others
+
+    @property
+    def public_endpoint(self) -> str | None:
+        """Where its URLs for others lead; None if there are to be none."""
+        return None if self._urls is None else self._urls.endpoint
+
+    async def presign(self, key: str) -> SecretStr | None:
+        """A URL by which anybody may GET an object, for as long as is configured; None if there are to be none."""
+        with _explained():
+            return None if self._urls is None else await self._urls.sign(self._key(key))
+
+    async def refuses_its_urls(self) -> bool:
+        """Whether it turns down who comes with a URL that was just made: by a try of one."""
+        key = f"trial/{secrets.token_hex(8)}"
+        if self._urls is None:
+            return False
+        await self.write(key, b"one")
+        try:
+            with _explained():
+                return await self._urls.is_refused(self._key(key))
+        finally:
+            await self.remove(key)
 
     # Uploads
 

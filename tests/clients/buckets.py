@@ -62,3 +62,9 @@ class Bucket:
         encoded = digest.rpartition(":")[2]
         line = rf"\| vgw \| (\d+) \|[^|]*\|[^|]*\| ([A-Z]+) \| \S*/{encoded}/data \|[^|]*\| \S*X-Amz-Signature="
         return [(method, int(status)) for status, method in re.findall(line, self._log.read_text())]
+
+    def served(self, digest: str) -> list[int]:
+        """The statuses of the requests for a blob of Entrepot's that came with a signed URL."""
+        encoded = digest.rpartition(":")[2]
+        line = rf"\| vgw \| (\d+) \|[^|]*\|[^|]*\| GET \| \S*/{encoded} \|[^|]*\| \S*X-Amz-Signature="
+        return [int(status) for status in re.findall(line, self._log.read_text())]

@@ -204,7 +204,7 @@ async def test_a_holder_that_sends_wrong_bytes_completes_nothing_and_is_followed
         assert await pull(one, digest) == digest
         await uploaded(one.store)
         await until_none_is_left(bucket)
-        await hop(bucket.remove, key_of(digest))
+        await hop(bucket.__delitem__, key_of(digest))
         await hop(rot, one.blob_path(digest))
         assert one.app.shared is not None
         assert await one.app.shared.replicas.leases.claim(Digest.parse(digest)) is not None

@@ -37,6 +37,14 @@ def test_the_defaults_would_start_and_nothing_is_created(tmp_path: Path) -> None
     assert sorted(os.listdir(tmp_path)) == ["proxy.toml"]
 
 
+def test_who_is_sent_to_the_bucket_is_said(tmp_path: Path) -> None:
+    bucket = '[store.s3]\nbucket = "images"\nregion = "eu-central-1"\n'
+    assert "sent to" not in said(tmp_path, bucket)[1]
+    _, text = said(tmp_path, f'{bucket}redirect_networks = ["10.0.0.0/8", "::1"]\nredirect_for = "5m"', width=200)
+    sentence = "Clients from 10.0.0.0/8, ::1/128 are sent to Amazon S3 in eu-central-1 for blobs"
+    assert f"{sentence}, with a URL that is good for 300 s." in text
+
+
 def test_which_repositories_have_which_lifecycle_policy_is_said_rule_by_rule(tmp_path: Path) -> None:
     counts: list[dict[str, object]] = [
         {"tagStatus": "tagged", "tagPatternList": ["v*", "*-arm"], "countType": "imageCountMoreThan"},

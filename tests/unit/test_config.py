@@ -319,6 +319,9 @@ encryption = "aws:kms"
 kms_key_id = "alias/cache"
 storage_class = [{ name = "STANDARD" }, { name = "STANDARD_IA", min_size = "1 MiB" }]
 checksums = "when_supported"
+redirect_networks = ["10.0.0.0/8", "2001:db8::/32"]
+redirect_for = "5m"
+redirect_endpoint_url = "https://s3.example.com"
 """
 
 
@@ -326,11 +329,13 @@ def test_a_bucket_can_be_told_everything(tmp_path: Path) -> None:
     s3 = loaded(tmp_path, BUCKET).store.s3
     assert s3 is not None
     assert s3.prefix == "entrepot/"
-    assert s3.model_dump(exclude={"storage_class", "ca_file", "prefix"}) == {
+    assert s3.model_dump(exclude={"storage_class", "ca_file", "prefix", "redirect_networks"}) == {
         "bucket": "images", "endpoint_url": "https://ceph.example.com", "region": "eu-central-1", "profile": "cache",
         "addressing": "path", "expected_bucket_owner": "123456789012", "encryption": "aws:kms",
-        "kms_key_id": "alias/cache", "checksums": "when_supported",
+        "kms_key_id": "alias/cache", "checksums": "when_supported", "redirect_for": 300.0,
+        "redirect_endpoint_url": "https://s3.example.com",
     }  # fmt: skip
+    assert [str(network) for network in s3.redirect_networks] == ["10.0.0.0/8", "2001:db8::/32"]
     assert [(rule.name, rule.min_size) for rule in s3.storage_class] == [("STANDARD_IA", 2**20), ("STANDARD", 0)]
     assert loaded(tmp_path, "").store.s3 is None
 
@@ -351,6 +356,12 @@ def test_a_bucket_can_be_told_everything(tmp_path: Path) -> None:
         ('secret_key = "x"', "store.s3.secret_key: no such key"),
         ('buckets = "x"', "store.s3.buckets: no such key; did you mean 'bucket'?"),
         ('storage_class = [{ title = "STANDARD" }]', "store.s3.storage_class[0].name: is required"),
+        ('redirect_networks = ["10.0.0.1/8"]', "store.s3.redirect_networks[0]: 10.0.0.1/8 has host bits set"),
+        ('redirect_networks = "10.0.0.0/8"', "store.s3.redirect_networks: must be a list"),
+        ("redirect_networks = []", "redirect_endpoint_url goes with redirect_networks"),
+        ('redirect_for = "500ms"', "store.s3.redirect_for: must be greater than or equal to 1"),
+        ('redirect_for = "2h"', "store.s3.redirect_for: must be less than or equal to 3600"),
+        ('redirect_endpoint_url = "s3.example.com"', "redirect_endpoint_url must look like"),
     ],
 )
 def test_a_bucket_that_cannot_be_is_refused_with_the_key(tmp_path: Path, line: str, message: str) -> None:

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from yarl import URL
 
 from proxy import sections
 from proxy.files import Handle, Tree, hop
@@ -178,3 +179,72 @@ async def test_a_profile_that_is_none_is_said_at_the_start(outside: TestBucket) 
     with pytest.raises(BucketError, match=r"store\.s3\.profile"):
         async with Bucket(settings(outside, profile="nobody")):
             pass
+
+
+async def signed(how: sections.S3) -> tuple[URL, str]:
+    """The URL of an object for others, and where it leads."""
+    async with Bucket(how) as opened:
+        url = await opened.presign("blobs/a")
+        assert url is not None
+        assert opened.public_endpoint is not None
+        return URL(url.get_secret_value(), encoded=True), opened.public_endpoint
+
+
+NEAR = {"redirect_networks": ["10.0.0.0/8"]}
+
+
+async def test_a_url_is_signed_for_one_object_for_a_while_and_for_nothing_that_a_redirect_cannot_send(
+    outside: TestBucket,
+) -> None:
+    how = settings(
+        outside, expected_bucket_owner="123456789012", checksums="when_supported", redirect_for="90s", **NEAR
+    )
+    url, endpoint = await signed(how)
+    assert (f"{url.origin()}", url.path) == (outside.url, f"/{outside.name}/cache/blobs/a")
+    assert endpoint == outside.url
+    assert (url.query["X-Amz-Algorithm"], url.query["X-Amz-Expires"]) == ("AWS4-HMAC-SHA256", "90")
+    assert url.query["X-Amz-SignedHeaders"] == "host"
+    assert "owner" not in str(url).lower()
+
+
+@pytest.mark.parametrize(
+    ("more", "where"),
+    [
+        ({}, "https://images.s3.eu-central-1.amazonaws.com/cache/blobs/a"),
+        ({"addressing": "virtual"}, "https://images.s3.eu-central-1.amazonaws.com/cache/blobs/a"),
+        ({"addressing": "path"}, "https://s3.eu-central-1.amazonaws.com/images/cache/blobs/a"),
+        ({"bucket": "my.images"}, "https://s3.eu-central-1.amazonaws.com/my.images/cache/blobs/a"),
+        ({"endpoint_url": "https://ceph.example"}, "https://ceph.example/images/cache/blobs/a"),
+        (
+            {"endpoint_url": "https://ceph.example", "addressing": "virtual"},
+            "https://images.ceph.example/cache/blobs/a",
+        ),
+        (
+            {"endpoint_url": "http://10.0.0.1", "redirect_endpoint_url": "https://out.example:7480"},
+            "https://out.example:7480/images/cache/blobs/a",
+        ),
+    ],
+)
+async def test_a_url_leads_to_where_clients_reach_the_bucket(
+    outside: TestBucket, more: dict[str, str], where: str
+) -> None:
+    how = settings(outside, **{"bucket": "images", "endpoint_url": None, "region": "eu-central-1", **NEAR, **more})
+    url, endpoint = await signed(how)
+    assert str(url.with_query(None)) == where
+    assert URL(endpoint).scheme == url.scheme
+
+
+async def test_where_nobody_is_to_be_redirected_there_are_no_urls(opened: Bucket) -> None:
+    assert opened.public_endpoint is None
+    assert await opened.presign("blobs/a") is None
+    assert await opened.refuses_its_urls() is False
+
+
+async def test_a_url_that_was_just_made_is_tried_and_leaves_nothing(outside: TestBucket) -> None:
+    async with Bucket(settings(outside, **NEAR)) as opened:
+        assert await opened.refuses_its_urls() is False
+    async with Bucket(settings(outside, redirect_endpoint_url=f"{outside.url}/elsewhere", **NEAR)) as opened:
+        assert await opened.refuses_its_urls() is True
+    async with Bucket(settings(outside, redirect_endpoint_url="http://127.0.0.1:9", **NEAR)) as opened:
+        assert await opened.refuses_its_urls() is False  # not from here: clients may reach it
+    assert await hop(outside.keys) == []
