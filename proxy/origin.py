@@ -14,6 +14,8 @@ from proxy.stores.durable import Durable
 from proxy.stores.leases import Leases
 from proxy.upstream import Upstream
 
+HOLDERS = 3  # of one lease that may turn out to be dead, one after the other, before a pull waits for none any more
+
 
 class Incoming(Protocol):
     """Bytes of a blob as they come: `start` is the offset of the first, `total` the blob's size, if known."""
@@ -122,7 +124,7 @@ class Shared:
 
     async def _from_holder(self, stack: contextlib.AsyncExitStack, start: int) -> Incoming | None:
         """What another replica lends; None if it is for this one to ask upstream."""
-        while not (self._leases.holds(self.digest) or self._source.upstream.is_sealed):
+        while len(self._dead) < HOLDERS and not self._source.upstream.is_sealed:
             lease = await self._leases.claim(self.digest, self._dead)
             if lease is None or self._leases.is_ours(lease):
                 return None

@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 
 import aiohttp
+from cachetools import TTLCache
 from yarl import URL
 
 from proxy.blob_stream import BlobStream
@@ -14,6 +15,7 @@ from proxy.stores.leases import Lease
 from proxy.telemetry import Logger
 
 PATIENCE = 3.0  # seconds for the head of an answer: who takes longer is taken for dead
+SILENCE, REMEMBERED = 30.0, 1024  # seconds for which such an address is not asked again, and how many are known
 STALL = 60.0  # seconds without a byte: longer than upstreams are given, for it is those that a holder waits for
 
 
@@ -25,25 +27,36 @@ class Peers:
         self._received = received
         self._log = log
         self._session: aiohttp.ClientSession | None = None
+        self._silent: TTLCache[str, bool] = TTLCache(REMEMBERED, SILENCE)  # addresses that nothing came from in time
 
     @contextlib.asynccontextmanager
     async def open(self, lease: Lease, digest: Digest, start: int) -> AsyncIterator[BlobStream | None]:
         """A blob from an offset on, as its holder has it or gets it; None where it is not the holder that answers."""
         async with contextlib.AsyncExitStack() as stack:
+            response = None if lease.address in self._silent else await self._answer(stack, lease, digest, start)
             stream = None
-            try:
-                async with asyncio.timeout(PATIENCE):
-                    response = await stack.enter_async_context(self._ask(lease, digest, start))
-            except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-                self._log.warning("replica does not answer", address=lease.address, reason=type(error).__name__)
-            else:
-                if response.status == 200 and response.headers.get(HOLDER) == lease.holder:
-                    stream = BlobStream(response, STALL, self._received)
-                    stream.start = start
-                    stream.total = None if stream.total is None else start + stream.total
-                else:
-                    self._log.info("replica has nothing", address=lease.address, status=response.status)
+            if response is not None and response.status == 200 and response.headers.get(HOLDER) == lease.holder:
+                stream = BlobStream(response, STALL, self._received)
+                stream.start = start
+                stream.total = None if stream.total is None else start + stream.total
+            elif response is not None:
+                self._log.info("replica has nothing", address=lease.address, status=response.status)
             yield stream
+
+    async def _answer(
+        self, stack: contextlib.AsyncExitStack, lease: Lease, digest: Digest, start: int
+    ) -> aiohttp.ClientResponse | None:
+        try:
+            async with asyncio.timeout(PATIENCE):
+                return await stack.enter_async_context(self._ask(lease, digest, start))
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+            if isinstance(error, TimeoutError):
+                self._silent[lease.address] = True
+            self._log.warning(
+                "replica does not answer", address=lease.address, reason=type(error).__name__,
+                meanwhile="another one goes on", remedy="if it is alive, see server.advertise",
+            )  # fmt: skip
+            return None
 
     def _ask(
         self, lease: Lease, digest: Digest, start: int

@@ -107,6 +107,7 @@ def is_address(text: str) -> bool:
 class _Held:
     """A lease of this process's: its keys in the bucket, and since when (monotonic) the blob is in the bucket."""
 
+    lease: Lease
     keys: tuple[str, ...]
     is_done: bool = False
     kept_since: float | None = None
@@ -131,10 +132,6 @@ class Leases:
         """
         self._address, self._certificate = address, certificate
 
-    def holds(self, digest: Digest) -> bool:
-        """Whether this process has the lease for a blob."""
-        return digest in self._held
-
     def is_ours(self, lease: Lease) -> bool:
         """Whether a lease is this directory's: of this process, or of another that is no more."""
         return lease.holder == self._identity.holder
@@ -146,13 +143,16 @@ class Leases:
         """
         if (going := self._going.get(digest)) is not None:
             await asyncio.wait({going})
+        if (held := self._held.get(digest)) is not None:
+            held.is_done, held.kept_since = False, None
+            return held.lease
         keys = [_key(digest)]
         for _ in range(GENERATIONS):
             lease = await self._claimed(digest, keys[-1])
             if lease is None:
                 return None
             if self.is_ours(lease) and self._address in {None, lease.address}:
-                self._held[digest] = _Held(tuple(keys))
+                self._held[digest] = _Held(lease, tuple(keys))
                 return lease
             if not self.is_ours(lease) and lease.nonce not in dead:
                 return lease
@@ -181,7 +181,7 @@ class Leases:
 
     async def is_anothers(self, digest: Digest) -> bool:
         """Whether another replica has brought in a blob, and has yet to say that it is in the bucket."""
-        if self.holds(digest):
+        if digest in self._held:
             return False
         lease = await self._found(_key(digest))
         return lease is not None and not self.is_ours(lease)

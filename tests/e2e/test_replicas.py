@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import signal
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from dataclasses import asdict, replace
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import trustme
 
+from proxy import peers
 from proxy.files import hop
 from proxy.lending import PREFIX
 from proxy.oci.digest import Digest
@@ -179,6 +181,22 @@ async def test_where_a_holder_cannot_be_reached_another_takes_over_and_a_third_f
         assert upstream.count(method="GET") == 1
         await until_none_is_left(bucket)  # the dead one's is gone with it
         assert any(record["event"] == "replica does not answer" for record in one.log)
+
+
+async def test_a_holder_that_says_nothing_keeps_the_first_pull_waiting_and_no_other(
+    upstream: FakeRegistry, bucket: TestBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers, "PATIENCE", 0.2)
+    digests = [upstream.add_blob(REPO, DATA + bytes([number])) for number in range(3)]
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # connections wait in its queue
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        for digest in digests:
+            lease = Lease("0" * 64, address, "1" * 64, digest[7:39])
+            await hop(bucket.__setitem__, lease_key(digest), json.dumps(asdict(lease)).encode())
+        async with cached(configured(upstream.url, bucket), tmp_path / "one") as one:
+            for digest in digests:
+                assert await pull(one, digest) == digest
+            assert [line["event"] for line in one.log].count("replica does not answer") == 1
 
 
 @pytest.mark.parametrize(
