@@ -136,9 +136,9 @@ def _redirects(
 
 def _kept(config: Config, tree: files.Tree) -> frozenset[str]:
     """What must not go, whatever is wanted. Where nobody is asked, nobody could bring back what an image needs."""
-    if config.store.s3 is None and all(upstream.sealed for upstream in config.upstream):
-        return pins.linked(tree)
-    return pins.kept(tree) | frozenset(uploads.wanted(tree))
+    if config.store.s3 is not None:
+        return pins.kept(tree) | frozenset(uploads.wanted(tree))
+    return pins.linked(tree) if all(upstream.sealed for upstream in config.upstream) else pins.kept(tree)
 
 
 def _check_parser() -> None:

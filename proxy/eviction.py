@@ -133,6 +133,17 @@ class Space:
                     return book.stored + self._spools()[1]
             self.look()
 
+    async def room(self) -> float:
+        """The bytes that fit without anything going; infinite where there is no bound. Raises OSError."""
+        await self.refresh()  # which counts, where the ledger is lost
+        return await hop(self._room)
+
+    def _room(self) -> float:
+        if not self._is_limited:
+            return math.inf
+        with self._ledger() as book:
+            return max(0, -self._lacking(book, 0))
+
     def check(self, size: int) -> None:
         """Raise NoSpace for what could not fit into the cache if there was nothing else in it."""
         if self._max_size and size > self._max_size:
@@ -243,13 +254,15 @@ class Space:
         reserved, (going_on, broken_off) = self._reserved(book), self._spools()
         # A download that is gone on with is locked a moment before its bytes are reserved.
         stored = book.stored + broken_off + max(reserved, going_on)
-        by_quota = stored + wanted - self._max_size if self._max_size else 0
-        return max(by_quota, self._too_little_free(max(0, reserved - going_on), wanted))
+        lacking = []
+        if self._max_size:
+            lacking.append(stored + wanted - self._max_size)
+        if self._min_free:
+            lacking.append(self._too_little_free(max(0, reserved - going_on), wanted))
+        return max(lacking)
 
     def _too_little_free(self, unwritten: int, wanted: int) -> int:
         """The bytes that are too few on the disk, once what is reserved has been written as well."""
-        if not self._min_free:
-            return 0
         disk = self._tree.disk()
         return min(self._min_free, disk.size // LARGEST_FLOOR) - (disk.free - unwritten - wanted)
 

@@ -6,7 +6,8 @@ The only module that knows S3. What comes out of a bucket is believed by nobody 
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,7 +15,13 @@ import aiohttp
 from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectionError,  # noqa: A004  of botocore's own
+    HTTPClientError,
+    SSLError,
+)
 from botocore.loaders import create_loader
 from botocore.session import Session
 from pydantic import SecretStr
@@ -37,6 +44,8 @@ CONNECTIONS = 64
 _MISSING = {"NoSuchKey", "404", "NotFound"}
 _TAKEN = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409"}
 _UNKNOWN = {"NotImplemented", "501"}
+_BUSY = {"SlowDown", "RequestTimeout", "503"}
+_PASSING = (HTTPClientError, ConnectionError, aiohttp.ClientError, Interrupted, TimeoutError, OSError)
 
 # By S3's own codes, and by the names of botocore's exceptions and of their bases.
 _REASONS: Mapping[str, str] = {
@@ -73,11 +82,15 @@ _REASONS: Mapping[str, str] = {
 
 
 class BucketError(Exception):
-    """A bucket has not done what was asked; `reason` says why in half a sentence, without anything secret."""
+    """A bucket has not done what was asked; `reason` says why in half a sentence, without anything secret.
 
-    def __init__(self, reason: str) -> None:
+    `passes`: it may be over in a while, and asking again may help.
+    """
+
+    def __init__(self, reason: str, *, passes: bool = False) -> None:
         super().__init__(reason)
         self.reason = reason
+        self.passes = passes
 
 
 class Taken(BucketError):
@@ -86,6 +99,15 @@ class Taken(BucketError):
 
 class Unconditional(BucketError):
     """The store knows no conditional writes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """An object as a listing tells of it: its key, its size in bytes, when it was written (seconds since the epoch)."""
+
+    key: str
+    size: int
+    modified: float
 
 
 class ObjectStream:
@@ -211,6 +233,19 @@ class Bucket:
                     return None
                 raise
 
+    async def keys(self, prefix: str, after: str = "") -> AsyncGenerator[Stored]:
+        """The objects whose keys begin so, in the order of their keys, those behind `after`; a page of them is held."""
+        is_more = True
+        while is_more:
+            behind: dict[str, Any] = {"StartAfter": self._key(after)} if after else {}
+            with _explained():
+                page = await self._client.list_objects_v2(**self._where, Prefix=self._key(prefix), **behind)
+            found = page.get("Contents", [])
+            for one in found:
+                after = one["Key"].removeprefix(self._settings.prefix)
+                yield Stored(after, one["Size"], one["LastModified"].timestamp())
+            is_more = bool(found) and page["IsTruncated"]
+
     async def write(self, key: str, body: bytes, *, is_new: bool = False) -> None:
         """Put an object in place at once. `is_new`: only if there is none; raises Taken, or Unconditional."""
         condition: dict[str, Any] = {"IfNoneMatch": "*"} if is_new else {}
@@ -250,34 +285,39 @@ class Bucket:
 
     # Uploads
 
-    async def upload(self, key: str, handle: Handle) -> None:
+    async def upload(self, key: str, handle: Handle, sent: Callable[[int], None] = lambda _: None) -> None:
         """Put a file in place: nothing of it is visible before all of it is. What is there already is replaced.
 
         Without a condition, since who writes a key of a digest writes the same, and parts know none on every store.
+        `sent` is told of bytes that have got there. Raises OSError where the file cannot be read.
         """
         if handle.size <= PART:
             async with self._in_memory:
                 await self.write(key, await handle.read(0, handle.size))
+            sent(handle.size)
             return
         where = {**self._where, "Key": self._key(key)}
-        with _explained():
+        with _disk_apart(), _explained():
             begun = await self._client.create_multipart_upload(**where, **self._keeping(handle.size))
             upload = begun["UploadId"]
             try:
-                parts = await self._parts(where, upload, handle)
+                parts = await self._parts(where, upload, handle, sent)
                 await self._client.complete_multipart_upload(**where, UploadId=upload, MultipartUpload={"Parts": parts})
             except BaseException:
                 with contextlib.suppress(BotoCoreError, ClientError):
                     await asyncio.shield(self._client.abort_multipart_upload(**where, UploadId=upload))
                 raise
 
-    async def _parts(self, where: Mapping[str, Any], upload: str, handle: Handle) -> "list[CompletedPartTypeDef]":
+    async def _parts(
+        self, where: Mapping[str, Any], upload: str, handle: Handle, sent: Callable[[int], None]
+    ) -> "list[CompletedPartTypeDef]":
         size = max(PART, -(-handle.size // 9_000))  # ten thousand at most
 
         async def one(number: int, offset: int) -> "CompletedPartTypeDef":
             async with self._in_memory:
-                body = await handle.read(offset, size)
+                body = await _read(handle, offset, size)
                 done = await self._client.upload_part(**where, UploadId=upload, PartNumber=number, Body=body)
+            sent(len(body))
             return {"PartNumber": number, "ETag": done["ETag"]}
 
         async with asyncio.TaskGroup() as group:
@@ -343,6 +383,33 @@ class Bucket:
         return how if rule is None else {**how, "StorageClass": rule.name}
 
 
+class _Unreadable(Exception):
+    """A file could not be read: that is no failure of the bucket's."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+async def _read(handle: Handle, offset: int, size: int) -> bytes:
+    try:
+        return await handle.read(offset, size)
+    except OSError as error:
+        raise _Unreadable(error) from None
+
+
+@contextlib.contextmanager
+def _disk_apart() -> Iterator[None]:
+    """Around an upload: what the disk fails with is raised as such."""
+    failure: BaseException | None = None
+    try:
+        yield
+    except* _Unreadable as group:
+        failure = _first(group)
+    if isinstance(failure, _Unreadable):
+        raise failure.error
+
+
 @contextlib.contextmanager
 def _explained() -> Iterator[None]:
     """Around what a store may refuse: as BucketError, in words."""
@@ -367,10 +434,17 @@ def _error(error: BaseException) -> BucketError:
             return Taken("there is an object of that key already")
         if code in _UNKNOWN:
             return Unconditional("it knows no conditional writes")
-        return BucketError(_REASONS.get(code, f"it answered {_plain(code)}"))
+        return BucketError(_REASONS.get(code, f"it answered {_plain(code)}"), passes=_is_passing(error, code))
     names = (kind.__name__ for kind in type(error).__mro__)
     known = next((_REASONS[name] for name in names if name in _REASONS), None)
-    return BucketError(known or f"the request failed ({type(error).__name__})")
+    passes = isinstance(error, _PASSING) and not isinstance(error, SSLError)
+    return BucketError(known or f"the request failed ({type(error).__name__})", passes=passes)
+
+
+def _is_passing(error: ClientError, code: str) -> bool:
+    """Whether a refusal says that it is too much just now, or that something is broken for a while."""
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return status >= 500 or status == 429 or code in _BUSY
 
 
 def _code(error: ClientError) -> str:

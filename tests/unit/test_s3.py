@@ -1,10 +1,14 @@
 """A bucket: objects come and go as a store of blobs needs it, and what goes wrong is said in words."""
 
 import asyncio
+import errno
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from yarl import URL
 
 from proxy import sections
@@ -13,6 +17,7 @@ from proxy.stores import s3
 from proxy.stores.disk import open_tree
 from proxy.stores.s3 import Bucket, BucketError, Taken
 from tests.buckets import KEYS, REGION, TestBucket
+from tests.faulty_disk import FaultyDisk, Point
 
 
 @pytest.fixture
@@ -82,6 +87,44 @@ async def test_an_offset_beyond_the_end_is_as_good_as_nothing(opened: Bucket) ->
     assert await whole(opened, "short", 10) is None
 
 
+async def test_objects_are_listed_below_a_prefix_in_order_and_from_one_on(
+    opened: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, pages = opened._client.list_objects_v2, 0
+
+    async def two(**arguments: object) -> object:
+        nonlocal pages
+        pages += 1
+        return await real(**arguments, MaxKeys=2)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(opened._client, "list_objects_v2", two)
+    names = ["a/1", "a/2 +%ä", "a/3", "a/b/4", "a/b/5"]
+    for name in (*names, "a", "b/6"):
+        await opened.write(name, name.encode())
+    found = [one async for one in opened.keys("a/")]
+    assert [(one.key, one.size) for one in found] == [(name, len(name.encode())) for name in names]
+    assert all(abs(one.modified - time.time()) < 60 for one in found)
+    assert pages == 3
+    assert [one.key async for one in opened.keys("a/", "a/3")] == ["a/b/4", "a/b/5"]
+    assert [one async for one in opened.keys("none/")] == []
+
+
+async def test_a_failure_says_whether_it_passes(outside: TestBucket) -> None:
+    passing = ["503-SlowDown", "500-InternalError", "429-TooManyRequests", "400-RequestTimeout"]
+    lasting = ["403-AccessDenied", "404-NoSuchBucket", "403-InvalidObjectState"]
+
+    async def answer(request: web.Request) -> web.Response:
+        status, _, code = request.path.rpartition("/")[2].partition("-")
+        return web.Response(status=int(status), text=f"<Error><Code>{code}</Code><Message>m</Message></Error>")
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    async with TestServer(app) as server, Bucket(settings(outside, endpoint_url=str(server.make_url("")))) as opened:
+        asked = (opened.write(key, b"body") for key in (*passing, *lasting))
+        failures = await asyncio.gather(*asked, return_exceptions=True)
+    assert [isinstance(one, BucketError) and one.passes for one in failures] == [True] * 4 + [False] * 3
+
+
 async def test_of_many_that_write_a_new_object_one_does(opened: Bucket) -> None:
     outcomes = await asyncio.gather(
         *(opened.write("new", b"%d" % number, is_new=True) for number in range(16)), return_exceptions=True
@@ -125,6 +168,19 @@ async def test_an_upload_that_fails_leaves_nothing_behind(
         await opened.upload("blob", handle)
     handle.close()
     assert await hop(outside.keys) == []
+    assert await hop(outside.uploads) == []
+
+
+@pytest.mark.parametrize("size", [1024, 12 * 1024 * 1024])
+async def test_a_file_that_cannot_be_read_is_the_disks_failure_and_not_the_buckets(
+    opened: Bucket, outside: TestBucket, tree: Tree, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr(s3, "PART", 5 * 1024 * 1024)
+    handle = await file(tree, b"x" * size)
+    FaultyDisk(monkeypatch).fail(Point("pread", 1, errno.EIO))
+    with pytest.raises(OSError, match="Input/output error"):
+        await opened.upload("blob", handle)
+    handle.close()
     assert await hop(outside.uploads) == []
 
 
