@@ -37,6 +37,7 @@ from proxy.tier import Shared, open_tier
 from proxy.upstream import Upstream
 
 SIZES_IN_MEMORY = 65536
+SENDERS = 8  # threads that send files
 PARTS_IN_MEMORY = 64 * 1024 * 1024  # bytes of blobs that come by several connections, until they are written
 
 
@@ -102,6 +103,7 @@ async def build(config: Config, log: Logger, metrics: Metrics) -> AsyncIterator[
             Listings(upstreams, manifests),
             metrics=metrics,
             log=log,
+            senders=_senders(stack),
             client_stall_timeout=config.server.client_stall_timeout,
             recorder=(recorder := Recorder(tree, log)),
             lending=None if tier.shared is None else tier.shared.lending,
@@ -120,6 +122,12 @@ async def build(config: Config, log: Logger, metrics: Metrics) -> AsyncIterator[
             handlers, manifests, blobs, repositories, means, metrics, limits, Desk(config, tree), housekeeping,
             Jobs(tree, jobs, log), scrubber, recorder, tier.shared,
         )  # fmt: skip
+
+
+def _senders(stack: contextlib.AsyncExitStack) -> files.Senders:
+    senders = files.Senders(SENDERS)
+    stack.callback(senders.close)
+    return senders
 
 
 def _redirects(

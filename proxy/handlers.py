@@ -11,6 +11,7 @@ from pydantic import SecretStr
 
 from proxy import files
 from proxy.blobs import Blobs
+from proxy.files import Senders
 from proxy.lending import PREFIX, Lending
 from proxy.listings import Answer, Listings
 from proxy.manifests import Manifests
@@ -56,6 +57,7 @@ class Handlers:
         *,
         metrics: Metrics,
         log: Logger,
+        senders: Senders,
         client_stall_timeout: float,
         recorder: Recorder,
         lending: Lending | None = None,
@@ -67,6 +69,7 @@ class Handlers:
         self._listings = listings
         self._metrics = metrics
         self._log = log
+        self._senders = senders
         self._stall_timeout = client_stall_timeout
         self._recorder = recorder
         self._lending = lending
@@ -89,11 +92,12 @@ class Handlers:
             return await self._probe(request)
         began = time.monotonic()
         self.active += 1
-        responder, record = Responder(request, self._stall_timeout), Record()
+        responder, record = Responder(request, self._senders, self._stall_timeout), Record()
         try:
             return await self._answered(request, responder, record)
         except asyncio.CancelledError:
-            record.error = "the client left"
+            if not responder.is_whole:  # else it had all that it wanted, and was quicker than we
+                record.error = "the client left"
             raise
         except ConnectionError:
             record.error = record.error or "the client left"

@@ -5,7 +5,7 @@ import hmac
 from collections.abc import AsyncGenerator
 from typing import Self
 
-from proxy.files import Handle, SpoolState, Tree
+from proxy.files import Extent, Handle, SpoolState, Tree
 from proxy.oci.digest import Digest
 from proxy.oci.errors import OciError, Problem
 from proxy.stores.disk import blob_key, spool_key
@@ -13,7 +13,6 @@ from proxy.stores.leases import Identity
 
 PREFIX = "/-/leases/"  # and the digest; the offset as `start` in the query, the token as a bearer's
 HOLDER = "Entrepot-Holder"  # the header of an answer that says whose it is
-CHUNK = 256 * 1024  # bytes
 POLL = 0.01  # seconds between looks at a file that any process of this directory may be writing
 
 
@@ -30,14 +29,14 @@ class Loan:
         self._start = start
         self.length = None if size is None else size - start
 
-    async def read(self) -> AsyncGenerator[bytes]:
+    async def read(self) -> AsyncGenerator[Extent]:
         """To the end. Raises OciError if whoever writes it stops, OSError."""
         offset = self._start
         while True:
             state, size = await self._state()
-            while offset < size and (data := await self._handle.read(offset, min(CHUNK, size - offset))):
-                offset += len(data)
-                yield data
+            if offset < size:
+                yield Extent(self._handle, offset, size - offset)
+                offset = size
             if state is SpoolState.COMMITTED:
                 return
             if state is not SpoolState.GROWING:

@@ -6,9 +6,9 @@ from typing import Protocol
 
 from proxy import files
 from proxy.blob_stream import BlobStream, Interrupted
-from proxy.files import Handle
+from proxy.files import Extent, Handle
 from proxy.oci.byterange import Span
-from proxy.oci.digest import Digest, Hasher
+from proxy.oci.digest import Digest
 from proxy.oci.errors import OciError, Problem
 from proxy.origin import Source
 from proxy.spool import End, Spool
@@ -26,8 +26,11 @@ class Blob(Protocol):
     def size(self) -> int | None: ...
     @property
     def outcome(self) -> Outcome: ...
-    def read(self, span: Span | None) -> AsyncGenerator[bytes]:
-        """The bytes of `span`, or all; raises OciError, OSError where the honest thing is to stop short."""
+    def read(self, span: Span | None) -> AsyncGenerator[bytes | Extent]:
+        """What is in `span`, or all; raises OciError, OSError where the honest thing is to stop short.
+
+        An OSError of sending a stretch is to be thrown into it.
+        """
 
     def arriving(self) -> AsyncGenerator[int]:
         """How many of its bytes the cache has, as they come, until it has them all. Raises OciError if it will not."""
@@ -49,30 +52,32 @@ class StoredBlob:
         self._digest = digest
         self.size = handle.size
 
-    async def read(self, span: Span | None) -> AsyncGenerator[bytes]:
+    async def read(self, span: Span | None) -> AsyncGenerator[bytes | Extent]:
         offset, stop = (0, self.size) if span is None else (span.start, span.stop)
-        hasher = self._digest.hasher() if self._digest is not None and stop - offset == self.size else None
-        while offset < stop:
-            data = await self._piece(offset, min(CHUNK, stop - offset), hasher)
-            offset += len(data)
-            if offset == stop and hasher is not None and self._digest is not None and not self._digest.matches(hasher):
-                await self._discard("rot")
-                raise OciError(Problem.OVERLOADED, "the blob has been damaged on the disk")
-            yield data
-
-    async def _piece(self, offset: int, count: int, hasher: Hasher | None) -> bytes:
         try:
-            if hasher is None:
-                data = await self._handle.read(offset, count)
-            else:
-                data = await files.read_hashed(self._handle, offset, count, hasher)
+            if self._digest is None or stop - offset != self.size:
+                yield Extent(self._handle, offset, stop - offset)
+                return
+            async with contextlib.aclosing(self._verified(self._digest)) as pieces:
+                async for data in pieces:
+                    yield data
         except OSError as error:
             if files.is_damage(error):
                 await self._discard("unreadable")  # a bad sector stays bad
             raise
-        if not data:
-            raise OciError(Problem.OVERLOADED, "the file has become shorter than it was")
-        return data
+
+    async def _verified(self, digest: Digest) -> AsyncGenerator[bytes]:
+        """All of it, its last piece once the digest holds."""
+        offset, hasher = 0, digest.hasher()
+        while offset < self.size:
+            data = await files.read_hashed(self._handle, offset, min(CHUNK, self.size - offset), hasher)
+            if not data:
+                raise OciError(Problem.OVERLOADED, "the file has become shorter than it was")
+            offset += len(data)
+            if offset == self.size and not digest.matches(hasher):
+                await self._discard("rot")
+                raise OciError(Problem.OVERLOADED, "the blob has been damaged on the disk")
+            yield data
 
     async def arriving(self) -> AsyncGenerator[int]:
         yield self.size
@@ -90,7 +95,7 @@ class ComingBlob:
         self.size = size
         self.outcome = outcome
 
-    async def read(self, span: Span | None) -> AsyncGenerator[bytes]:
+    async def read(self, span: Span | None) -> AsyncGenerator[bytes | Extent]:
         if span is not None and span.length == self.size:
             span = None  # all of it, by another name: the digest can vouch for that
         offset, stop = (0, self.size) if span is None else (span.start, span.stop)
@@ -100,9 +105,9 @@ class ComingBlob:
                     offset += len(data)
                     yield data
         async with contextlib.aclosing(self._followed(offset, stop)) as part:
-            async for data in part:
-                offset += len(data)
-                yield data
+            async for extent in part:
+                offset += extent.count
+                yield extent
         if self._spool.end is End.UNCACHED and (stop is None or offset < stop):
             rest = self._verified() if span is None else self._directly(Span(offset, span.stop))
             async with contextlib.aclosing(rest) as part:
@@ -125,18 +130,15 @@ class ComingBlob:
     def close(self) -> None:
         self._spool.leave()
 
-    async def _followed(self, offset: int, stop: int | None) -> AsyncGenerator[bytes]:
+    async def _followed(self, offset: int, stop: int | None) -> AsyncGenerator[Extent]:
         """What the spool has and gets, from `offset`; ends early where the spool does."""
         while stop is None or offset < stop:
             readable = await self._spool.beyond(offset)
             if readable <= offset:
                 break
             until = readable if stop is None else min(readable, stop)
-            data = await self._spool.read(offset, min(CHUNK, until - offset))
-            if not data:
-                raise OciError(Problem.OVERLOADED, "the file has become shorter than it was")
-            offset += len(data)
-            yield data
+            yield self._spool.extent(offset, until - offset)
+            offset = until
         if self._spool.end is End.FAILED and (stop is None or offset < stop):
             raise self._spool.error or OciError(Problem.UPSTREAM_UNREACHABLE, "the blob broke off")
 

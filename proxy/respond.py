@@ -1,12 +1,13 @@
 """The only writer of responses: headers, 200/206/304/416, HEAD, and the short close that says "not all of it"."""
 
-import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Mapping
 
 from aiohttp import web
 from pydantic import SecretStr
 
+from proxy.channel import Channel, Piece
+from proxy.files import Senders
 from proxy.lending import HOLDER, Loan
 from proxy.listings import Answer
 from proxy.manifests import Served
@@ -30,12 +31,19 @@ class Broken(Exception):
 class Responder:
     """Answers one request. `sent` counts the bytes of the body that were handed to the connection."""
 
-    def __init__(self, request: web.BaseRequest, stall_timeout: float) -> None:
+    def __init__(self, request: web.BaseRequest, senders: Senders, stall_timeout: float) -> None:
         self._request = request
+        self._senders = senders
         self._stall_timeout = stall_timeout
         self._extra: dict[str, str] = dict(API_VERSION)
         self.status = 0
         self.sent = 0
+        self._length: int | None = None  # of the body, if that was said
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the client has been sent all that it was promised."""
+        return bool(self.status) and self._length == self.sent
 
     def echo_namespace(self, namespace: str | None) -> None:
         """The `ns` that was used, for OCI-Namespace (distribution-spec, "Registry Proxying")."""
@@ -109,7 +117,9 @@ class Responder:
     ) -> web.StreamResponse:
         response = await self._begin(status, None if status == 304 else len(body), media_type, headers)
         if body and self._request.method != "HEAD":
-            await self._write(response, body)
+            channel = Channel(self._request, response, self._senders, self._stall_timeout)
+            await channel.put(body)
+            self.sent += channel.sent
         return response
 
     async def _begin(
@@ -124,33 +134,26 @@ class Responder:
             response.enable_chunked_encoding()
         elif status == 200:
             response.force_close()
-        self.status = status
+        self.status, self._length = status, length
         await response.prepare(self._request)
         return response
 
-    async def _stream(self, response: web.StreamResponse, body: AsyncGenerator[bytes]) -> web.StreamResponse:
+    async def _stream(self, response: web.StreamResponse, body: AsyncGenerator[Piece]) -> web.StreamResponse:
         """Send what comes. After the status line the only honest error is a body that ends too soon."""
+        channel = Channel(self._request, response, self._senders, self._stall_timeout)
         try:
-            async with contextlib.aclosing(body) as chunks:
-                async for chunk in chunks:
-                    await self._write(response, chunk)
+            async with contextlib.aclosing(body) as pieces:
+                async for piece in pieces:
+                    await _told(pieces, channel.put(piece))
         except (OciError, OSError) as error:
             self._close_short(response)
             if isinstance(error, ConnectionError):
                 raise  # it is the client that left
             raise Broken(error.message if isinstance(error, OciError) else str(error.strerror)) from None
+        finally:
+            channel.close()
+            self.sent += channel.sent
         return response
-
-    async def _write(self, response: web.StreamResponse, data: bytes) -> None:
-        """Hand bytes to the connection, at the pace at which the client takes them, if it takes any."""
-        try:
-            async with asyncio.timeout(self._stall_timeout):
-                await response.write(data)
-        except TimeoutError:
-            if self._request.transport is not None:
-                self._request.transport.abort()  # it reads nothing: a FIN would wait behind what it does not read
-            raise ConnectionResetError("the client took no byte for too long") from None
-        self.sent += len(data)
 
     def _close_short(self, response: web.StreamResponse) -> None:
         response.force_close()
@@ -165,3 +168,14 @@ def _blob_headers(digest: Digest) -> dict[str, str]:
         "Accept-Ranges": "bytes",
         "Cache-Control": "max-age=31536000, immutable",
     }
+
+
+async def _told(pieces: AsyncGenerator[Piece], put: Awaitable[None]) -> None:
+    """Send a piece; where its file cannot be read, tell whose it is, who knows what to do. Raises what that raises."""
+    try:
+        await put
+    except ConnectionError:
+        raise
+    except OSError as error:
+        await pieces.athrow(error)
+        raise

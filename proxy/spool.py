@@ -3,7 +3,7 @@
 import asyncio
 import enum
 
-from proxy.files import Handle
+from proxy.files import Extent, Handle
 from proxy.oci.digest import Digest, Hasher
 from proxy.oci.errors import OciError, Problem
 
@@ -106,6 +106,12 @@ class Spool:
         while self.readable <= offset and self.end is None:
             await self._changed.wait()
         return self.readable
+
+    def extent(self, offset: int, count: int) -> Extent:
+        """`count` bytes at `offset`, all of them below `readable`."""
+        if self._handle is None:
+            raise ValueError("the spool has no file")
+        return Extent(self._handle, offset, count)
 
     async def read(self, offset: int, count: int) -> bytes:
         """Up to `count` bytes at `offset`, which must be below `readable`."""

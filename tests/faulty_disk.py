@@ -36,6 +36,7 @@ FAULTS: Mapping[str, tuple[int, ...]] = {
     "flock": (errno.ENOLCK, errno.EIO),
     "pread": (errno.EIO, SHORT),
     "read": (errno.EIO, SHORT),
+    "sendfile": (errno.EIO, SHORT, NOTHING),
     "pwrite": (errno.ENOSPC, errno.EIO, SHORT, NOTHING),
     "write": (errno.ENOSPC, errno.EIO, SHORT),
     "fsync": (errno.ENOSPC, errno.EIO),
@@ -100,6 +101,7 @@ class FaultyDisk:
         monkeypatch.setattr(os, "open", self._opening(os.open))
         monkeypatch.setattr(os, "close", self._closing(os.close))
         monkeypatch.setattr(os, "pread", self._reading(os.pread))
+        monkeypatch.setattr(os, "sendfile", self._sending(os.sendfile))
         monkeypatch.setattr(os, "pwrite", self._writing(os.pwrite))
         monkeypatch.setattr(tree, "open", self._wrapped, raising=False)
         monkeypatch.setattr(aiofiles.threadpool, "sync_open", self._wrapped)
@@ -163,6 +165,15 @@ class FaultyDisk:
         def call(fd: int, count: int, offset: int) -> bytes:
             fault = self.check("pread") if _is_ours() else 0
             return real(fd, max(1, count // 2) if fault == SHORT else count, offset)
+
+        return call
+
+    def _sending(self, real: Callable[[int, int, int, int], int]) -> Callable[[int, int, int, int], int]:
+        def call(to: int, source: int, offset: int, count: int) -> int:
+            fault = self.check("sendfile") if _is_ours() else 0
+            if fault == NOTHING:  # the file has become shorter
+                return 0
+            return real(to, source, offset, max(1, count // 2) if fault == SHORT else count)
 
         return call
 

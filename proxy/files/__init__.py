@@ -23,6 +23,7 @@ from proxy.files.calls import (
 from proxy.files.machine import boot, count_descriptors, identity, raise_descriptor_limit, stamp, unhurried
 from proxy.files.outside import Stream, Unusable, reading, replacing
 from proxy.files.rooted import UnsafeDirectory, check_root, is_ours
+from proxy.files.sending import Extent, Outlet, Senders
 from proxy.files.spools import SpoolState
 from proxy.files.tree import Disk, Entry, Tree
 
@@ -30,7 +31,10 @@ __all__ = [
     "PIECE",
     "Disk",
     "Entry",
+    "Extent",
     "Handle",
+    "Outlet",
+    "Senders",
     "SpoolState",
     "Stream",
     "Tree",

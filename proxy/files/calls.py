@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 from typing import Any, ParamSpec, TypeVar
 
 from proxy.oci.digest import Hasher
@@ -25,7 +26,12 @@ async def hop(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     Who is cancelled meanwhile waits for it all the same: a thread cannot be stopped, and what it works on must not be
     closed, unlocked or handed on under it.
     """
-    work = asyncio.get_running_loop().run_in_executor(None, lambda: call(*args, **kwargs))
+    return await hop_to(None, lambda: call(*args, **kwargs))
+
+
+async def hop_to(threads: Executor | None, call: Callable[[], T]) -> T:
+    """As hop(), to threads that are kept for something (None: those for all)."""
+    work = asyncio.get_running_loop().run_in_executor(threads, call)
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
@@ -63,6 +69,13 @@ class Handle:
     async def read(self, offset: int, count: int) -> bytes:
         """Up to `count` bytes at `offset`; fewer only at the end of the file."""
         return await hop(read_fully, self.fd, count, offset)
+
+    async def read_all(self, offset: int, count: int) -> bytes:
+        """So many bytes at `offset`, all of which were there. Raises OSError, also if they are no more."""
+        data = await self.read(offset, count)
+        if len(data) < count:
+            raise too_short()
+        return data
 
     def close(self) -> None:
         """Close without waiting: the last close of an unlinked file frees its blocks, which takes a while."""
@@ -208,6 +221,11 @@ def write_number(fd: int, value: int, place: int = 0) -> None:
     digits, done = str(max(0, value)).zfill(_DIGITS).encode(), 0
     while done < len(digits):
         done += write_some(fd, digits[done:], place * _DIGITS + done)
+
+
+def too_short() -> OSError:
+    """What there is to raise where a file has less than it had: it counts as damage."""
+    return OSError(errno.ENODATA, "the file has become shorter than it was")
 
 
 def is_exhausted(error: BaseException | None) -> bool:

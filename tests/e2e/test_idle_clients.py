@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from proxy import manifests
+from proxy import app, manifests
 
 from .harness import Proxy, running, toml, until
 from .raw_client import RawClient, connect
@@ -168,3 +168,33 @@ async def test_names_that_do_not_resolve_keep_no_other_upstream_waiting_nor_the_
             for task in stuck:
                 task.cancel()
             await asyncio.gather(*stuck, return_exceptions=True)
+
+
+async def test_clients_that_read_nothing_hold_no_thread_that_sends(
+    upstream: FakeRegistry, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "SENDERS", 1)
+    body = bytes(range(256)) * (48 * MIB // 256)
+    digest = upstream.add_blob(REPO, body)
+    async with running(toml(upstream.url), store) as proxy, AsyncExitStack() as stack:
+        assert (await proxy.get(f"/v2/{REPO}/blobs/{digest}")).body == body
+        clients = [await idle(stack, proxy, f"/v2/{REPO}/blobs/{digest}") for _ in range(8)]
+        for client in clients:
+            assert (await client.head())[0] == 200  # and nothing more for now
+        assert (await proxy.get(f"/v2/{REPO}/blobs/{digest}")).body == body
+        for client in clients:
+            assert await client.reader.readexactly(len(body)) == body
+
+
+async def test_several_requests_on_one_connection_are_each_sent_whole(upstream: FakeRegistry, store: Path) -> None:
+    bodies = [bytes([number]) * (size + number) for number, size in enumerate((0, 1, 300_000, 128 * 1024, 5 * MIB))]
+    digests = [upstream.add_blob(REPO, body) for body in bodies]
+    async with running(toml(upstream.url), store) as proxy:
+        for digest in digests:
+            await proxy.get(f"/v2/{REPO}/blobs/{digest}")
+        async with connect(proxy.host) as client:
+            for digest in digests * 2:  # all of them before the first answer is read
+                await client.send("GET", f"/v2/{REPO}/blobs/{digest}")
+            for body in bodies * 2:
+                assert (await client.answer()).body == body
+        assert not [record for record in proxy.requests if "error" in record]

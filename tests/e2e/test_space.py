@@ -363,6 +363,14 @@ class Disk:
 
         self._monkeypatch.setattr(os, call, failing)
 
+    def breaks_sending(self, number: int) -> None:
+        """From now on os.sendfile raises an OSError."""
+
+        def failing(_to: int, _from: int, _offset: int, _count: int) -> int:
+            raise OSError(number, os.strerror(number))
+
+        self._monkeypatch.setattr(os, "sendfile", failing)
+
     def recovers(self) -> None:
         """As if nothing had been."""
         self._monkeypatch.undo()
@@ -453,7 +461,7 @@ async def test_a_stored_blob_that_cannot_be_read_is_cut_short_never_404(
 ) -> None:
     digest = upstream.add_blob(REPO, DATA)
     await pull(proxy, digest)
-    disk.breaks("pread", errno.EIO, where="/blobs/")
+    disk.breaks_sending(errno.EIO)
     got = await proxy.get(f"/v2/{REPO}/blobs/{digest}")
     assert (got.status, got.ended) == (200, "short")
     disk.recovers()

@@ -1,0 +1,97 @@
+"""The way of a body to one client: bytes, and stretches of files, at the pace at which it takes them."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from aiohttp import web
+
+from proxy.files import Extent, Outlet, Senders
+
+SMALL = 128 * 1024  # bytes up to which a stretch is read and written: the kernel sends it no faster
+CHUNK = 256 * 1024  # bytes read of a file at a time where the kernel cannot send it: over TLS, or in chunks
+
+Piece = bytes | Extent
+
+
+class Channel:
+    """Where the pieces of one response go."""
+
+    def __init__(
+        self, request: web.BaseRequest, response: web.StreamResponse, senders: Senders, patience: float
+    ) -> None:
+        """`patience`: seconds for which a client may take nothing."""
+        self._request = request
+        self._response = response
+        self._senders = senders
+        self._patience = patience
+        self._outlet: Outlet | None = None
+        self._written = 0
+
+    @property
+    def sent(self) -> int:
+        """How many bytes were handed to the connection, or to the kernel for it."""
+        return self._written + (0 if self._outlet is None else self._outlet.sent)
+
+    async def put(self, piece: Piece) -> None:
+        """Send a piece. Raises ConnectionError where the client is gone or takes nothing, OSError of a file."""
+        if isinstance(piece, bytes):
+            await self._write(piece)
+        elif piece.count > SMALL and self._is_plain:
+            await self._send(piece)
+        else:
+            for offset in range(piece.offset, piece.offset + piece.count, CHUNK):
+                await self._write(await piece.handle.read_all(offset, min(CHUNK, piece.end - offset)))
+
+    def close(self) -> None:
+        """Let go of the connection: until then nothing that closes it is noticed by the client."""
+        if self._outlet is not None:
+            self._outlet.close()
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether the connection carries the file's bytes as they are."""
+        transport = self._request.transport
+        return not self._response.chunked and transport is not None and transport.get_extra_info("sslcontext") is None
+
+    async def _write(self, data: bytes) -> None:
+        async with self._taking():
+            await self._response.write(data)
+        self._written += len(data)
+
+    async def _send(self, extent: Extent) -> None:
+        outlet = self._outlet or self._opened()
+        while self._is_buffered():  # what was written before, the head at least, goes first
+            async with self._taking():
+                await outlet.writable()
+        offset = extent.offset
+        while offset < extent.end:
+            count = await outlet.send(self._senders, Extent(extent.handle, offset, extent.end - offset))
+            offset += count
+            if not count:
+                async with self._taking():
+                    await outlet.writable()
+
+    def _opened(self) -> Outlet:
+        self._outlet = Outlet(self._transport().get_extra_info("socket").fileno())
+        return self._outlet
+
+    def _is_buffered(self) -> bool:
+        return bool(self._transport().get_write_buffer_size())
+
+    def _transport(self) -> asyncio.Transport:
+        transport = self._request.transport
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError("the client left")
+        return transport
+
+    @contextlib.asynccontextmanager
+    async def _taking(self) -> AsyncIterator[None]:
+        """Around waiting for the client to take something: it has not for ever."""
+        try:
+            async with asyncio.timeout(self._patience):
+                yield
+        except TimeoutError:
+            if self._request.transport is not None:
+                self._request.transport.abort()  # it reads nothing: a FIN would wait behind what it does not read
+            raise ConnectionResetError("the client took no byte for too long") from None
