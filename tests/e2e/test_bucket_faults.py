@@ -126,7 +126,7 @@ class Trial:
         assert f"{where}/repositories/docker.io/{REPO}/_tags/v1" in objects
 
     def _objects(self, where: str) -> dict[str, bytes]:
-        return {key: self._bucket[key] for key in self._bucket.keys() if key.startswith(f"{where}/")}  # noqa: SIM118
+        return {key: self._bucket[key] for key in self._bucket.keys(f"{where}/")}
 
     def _text(self, where: str) -> str:
         return configured(self._upstream.url, self._bucket, url=self._faulty.url).replace('"cache/"', f'"{where}/"')
