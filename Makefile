@@ -31,9 +31,9 @@ test: $(VENV)/.dev ## the whole suite that needs no root
 kill-loop: $(VENV)/.dev ## kill -9 under load, five hundred times; nothing that is published may be wrong (make test does ten)
 	ENTREPOT_KILLS=500 $(BIN)/pytest -n auto tests/e2e/test_kill_loop.py
 
-faults: $(VENV)/.dev ## let every call to the disk go wrong in turn (make test tries a few); as root, cut the power of loop images
+faults: $(VENV)/.dev ## let every call to the disk, and every request to a bucket, go wrong in turn (make test tries a few); as root, cut the power of loop images
 	$(BIN)/pytest -s tests/faults
-	ENTREPOT_FAULTS=all $(BIN)/pytest -n auto tests/e2e/test_faults.py
+	ENTREPOT_FAULTS=all $(BIN)/pytest -n auto tests/e2e/test_faults.py tests/e2e/test_bucket_faults.py
 
 test-clients: $(VENV)/.dev ## pull with Docker, containerd, podman and skopeo (root, on Debian; run .ci/install-clients first; Go for an S3 server)
 	$(BIN)/pytest --timeout 180 tests/clients

@@ -17,6 +17,27 @@ class Interrupted(Exception):
     """A body broke off: closed, reset, stalled, or too slow. What came before it is good to resume from."""
 
 
+class Watch:
+    """Looks out for a drip of bytes, which satisfies every per-read time-out; it must not hold a fill for ever.
+
+    Only time spent waiting for them counts, so that a slow disk or client is not taken for a slow origin.
+    """
+
+    def __init__(self, stall_timeout: float) -> None:
+        self._stall_timeout = stall_timeout
+        self._waited = 0.0  # seconds ...
+        self._count = 0  # ... for so many bytes
+
+    def saw(self, count: int, waited: float) -> None:
+        """So many bytes came after so many seconds. Raises Interrupted if that is too slow by now."""
+        self._waited += waited
+        self._count += count
+        if self._waited >= self._stall_timeout and count:
+            if self._count < LOW_SPEED * self._stall_timeout:
+                raise Interrupted(f"below {LOW_SPEED} bytes a second for {self._stall_timeout:g} s")
+            self._waited, self._count = 0.0, 0
+
+
 class BlobStream:
     """The body of a blob as it comes: `start` is the offset of its first byte, `total` the blob's size if known."""
 
@@ -39,8 +60,7 @@ class BlobStream:
         self._received = received
         self._turn = turn
         self._broken: Interrupted | None = None
-        self._waited = 0.0
-        self._waited_for = 0
+        self._watch = Watch(stall_timeout)
 
     async def read(self) -> bytes:
         """Whatever has come since, at least a byte; empty at the end. Raises Interrupted."""
@@ -59,7 +79,7 @@ class BlobStream:
             if not data:
                 raise self._broken from None
         self._received(len(data))
-        self._watch(len(data), time.monotonic() - began)
+        self._watch.saw(len(data), time.monotonic() - began)
         return data
 
     def resting(self) -> contextlib.AbstractContextManager[None]:
@@ -73,15 +93,3 @@ class BlobStream:
     def _give_up(self) -> None:
         self._broken = Interrupted("the client does not read, and others wait")
         self._response.close()
-
-    def _watch(self, count: int, waited: float) -> None:
-        """A drip of bytes satisfies every per-read time-out; it must not hold a fill for ever.
-
-        Only time spent waiting for upstream counts, so that a slow disk or client is not taken for a slow upstream.
-        """
-        self._waited += waited
-        self._waited_for += count
-        if self._waited >= self._stall_timeout and count:
-            if self._waited_for < LOW_SPEED * self._stall_timeout:
-                raise Interrupted(f"below {LOW_SPEED} bytes a second for {self._stall_timeout:g} s")
-            self._waited, self._waited_for = 0.0, 0

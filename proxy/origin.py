@@ -116,6 +116,7 @@ class Shared:
             return None
         is_nothing = stream.total == 0 and not self.digest.matches(self.digest.hasher())
         if is_nothing or self._expected not in {None, stream.total}:
+            await stack.aclose()
             await self._durable.disown(blob_key(self.digest), "its size is not the blob's")
             return None
         await self._permitted()

@@ -158,7 +158,7 @@ class Metrics:
             "entrepot_expired_bytes", "Bytes of blobs that went with those images", registry=registry
         )
         self.bucket_up = Gauge(
-            "entrepot_bucket_up", "Whether the bucket did what was last asked of it", registry=registry,
+            "entrepot_bucket_up", "Whether the bucket can be read and written, as far as was tried", registry=registry,
             multiprocess_mode="mostrecent",
         )  # fmt: skip
         self.bucket_bytes = Counter(

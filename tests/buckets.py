@@ -57,9 +57,9 @@ class TestBucket:
         found: dict[str, object] = self.client.head_object(Bucket=self.name, Key=key)  # type: ignore[attr-defined]
         return found
 
-    def keys(self) -> list[str]:
-        """The keys of all objects there are."""
-        page = self.client.list_objects_v2(Bucket=self.name)  # type: ignore[attr-defined]
+    def keys(self, prefix: str = "") -> list[str]:
+        """The keys of all objects there are, below a prefix; a thousand at most."""
+        page = self.client.list_objects_v2(Bucket=self.name, Prefix=prefix)  # type: ignore[attr-defined]
         return [entry["Key"] for entry in page.get("Contents", ())]
 
     def uploads(self) -> list[str]:

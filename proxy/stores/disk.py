@@ -55,6 +55,7 @@ TAG_LOCKS = 16  # files, one of which is locked while a tag is recorded
 LINKS_IN_MEMORY = 65536
 USES_IN_MEMORY = 65536
 _SHARD = re.compile(r"blobs(/sha(256|512)(/[0-9a-f]{2})?)?", re.ASCII)
+_LARGEST = 2**63  # bytes that no blob has
 _LONGEST_DIRECTORY = 1024  # characters; a repository's name has 255 at most
 
 
@@ -381,7 +382,7 @@ def parse_record(body: bytes) -> Mapping[str, Any] | None:
 def parse_link(record: Mapping[str, Any]) -> Link | None:
     """A link as it is written; None for what is none."""
     size, media_type, cached = record.get("size"), record.get("mediaType"), record.get("cached")
-    if isinstance(size, int | None) and isinstance(media_type, str | None) and not isinstance(size, bool):
+    if _is_size(size) and isinstance(media_type, str | None):
         return Link(size, media_type, float(cached) if _is_moment(cached) else None)
     return None
 
@@ -422,6 +423,10 @@ def read_pin(tree: Tree, key: str) -> Pin | None:
 def _read_now(tree: Tree, key: str) -> Mapping[str, Any] | None:
     body = tree.read_now(key, RECORD_LIMIT)
     return None if body is None else parse_record(body)
+
+
+def _is_size(value: object) -> TypeGuard[int | None]:
+    return value is None or (isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _LARGEST)
 
 
 def _is_moment(value: object) -> TypeGuard[float]:

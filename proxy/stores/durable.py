@@ -1,16 +1,22 @@
 """The bucket as the cache uses it: whatever it does or does not, pulls go on.
 
-Where it fails it is left alone for a while, which is said once, and once more when it answers again.
+Where it fails it is left alone for a while, which is said once, and once more when it answers again. Each use of it
+fails for itself: reading may be allowed and writing denied, and small objects may come while large ones do not.
 """
 
 import asyncio
 import contextlib
+import enum
 import math
+import secrets
 import time
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 
+from cachetools import LRUCache
 from pydantic import SecretStr
 
+from proxy.blob_stream import Interrupted
 from proxy.files import Handle
 from proxy.single_flight import SingleFlight
 from proxy.stores.s3 import Bucket, BucketError, ObjectStream, Taken
@@ -20,6 +26,29 @@ PATIENCE = 3.0  # seconds for an answer that a pull waits for
 TRIAL = 60.0  # seconds after a trial that failed before the next one
 REFUSED_URLS = "the bucket turns down URLs that were signed just now: check store.s3.region, .addressing and the clock"
 FIRST_REST, LONGEST_REST = 1.0, 30.0  # seconds without a question after a failure, doubling
+DISOWNED = 4096  # keys whose objects are known to be wrong, and could not be removed
+
+
+class Use(enum.Enum):
+    """What is asked of the bucket, and what there is to say when it does not do that."""
+
+    READ = "pulls go on, and uploads wait"
+    STREAM = "blobs come from upstream"
+    UPLOAD = "pulls go on, and uploads are tried again"
+    REMOVE = "what upstream has no more, and what is damaged, stays there"
+    LIST = "uploads that a crash cut short stay there"
+
+
+ESSENTIAL = (Use.READ, Use.UPLOAD)
+
+
+@dataclass(slots=True)
+class Outage:
+    """How often something has failed in a row, and when: in seconds of the monotonic clock."""
+
+    failures: int = 0
+    failed: float = -math.inf
+    until: float = 0.0  # it is not tried again before
 
 
 class Durable:
@@ -29,41 +58,58 @@ class Durable:
         self._bucket = bucket
         self._metrics = metrics
         self._log = log
-        self._failures = 0
-        self._rest_until = 0.0  # of the monotonic clock
+        self._outages = {use: Outage() for use in Use}
+        self._disowned: LRUCache[str, bool] = LRUCache(DISOWNED)
         self._trial: SingleFlight[str, None] = SingleFlight()
+        self._trial_key = f"trial/{secrets.token_hex(8)}"
         self._tried = -math.inf
         self._is_conditional: bool | None = None  # whether it knows conditional writes
         self._refuses_its_urls = False
 
     @property
     def is_away(self) -> bool:
-        """Whether it is left alone just now."""
-        return time.monotonic() < self._rest_until
+        """Whether nothing is read from it just now."""
+        return self._rests(Use.READ)
+
+    def _rests(self, use: Use) -> bool:
+        return time.monotonic() < self._outages[use].until
 
     async def begin(self) -> None:
         """Try everything that will be asked of it, and say what does not work: pulls go on either way."""
         await self._trial.run("trial", self._try)
 
+    async def prove(self) -> None:
+        """Try it if that was never done with success, or it fails: that it is well again is not to wait for a pull."""
+        if (self._is_conditional is None or self._fails) and not self._rests(Use.UPLOAD):
+            await self.begin()
+
     async def _try(self) -> None:
         self._tried = time.monotonic()
-        with self._noting():
-            self._is_conditional = await self._bucket.trial()
-            if not self._is_conditional:
-                self._log.warning(
-                    "bucket without conditional writes", meanwhile="each replica brings in what it is asked for itself"
-                )
-            self._refuses_its_urls = await self._bucket.refuses_its_urls()
-            if self._refuses_its_urls:
-                self._log.error(
-                    "no redirects", reason=REFUSED_URLS, meanwhile="clients get their bytes from here until a restart"
-                )
+        with self._noting(Use.UPLOAD):
+            is_conditional = await self._bucket.prove(self._trial_key)
+            self._worked(Use.READ, self._tried)
+            if self._is_conditional is None:
+                await self._learn(is_conditional)
+            await self.remove(self._trial_key)
+
+    async def _learn(self, is_conditional: bool) -> None:
+        """Note what it can do, the first time that it does anything. Raises BucketError."""
+        self._refuses_its_urls = await self._bucket.refuses_its_urls()
+        self._is_conditional = is_conditional
+        if not is_conditional:
+            self._log.warning(
+                "bucket without conditional writes", meanwhile="each replica brings in what it is asked for itself"
+            )
+        if self._refuses_its_urls:
+            self._log.error(
+                "no redirects", reason=REFUSED_URLS, meanwhile="clients get their bytes from here until a restart"
+            )
 
     async def create(self, key: str, body: bytes) -> bool | None:
         """Make a small object, unless there is one; whether that was done. None: nobody can know just now."""
-        if not await self._knows_conditions() or self.is_away:
+        if not await self._knows_conditions() or self.is_away or self._rests(Use.UPLOAD):
             return None
-        with self._noting():
+        with self._noting(Use.UPLOAD):
             async with asyncio.timeout(PATIENCE):
                 try:
                     await self._bucket.write(key, body, is_new=True)
@@ -74,9 +120,9 @@ class Durable:
 
     async def read(self, key: str, limit: int) -> bytes | None:
         """A small object; None if there is none of at most so many bytes, as far as can be known now."""
-        if self.is_away:
+        if self.is_away or key in self._disowned:
             return None
-        with self._noting():
+        with self._noting(Use.READ):
             async with asyncio.timeout(PATIENCE):
                 return await self._bucket.read(key, limit)
         return None
@@ -85,7 +131,7 @@ class Durable:
         """How many bytes an object has; None if there is none, as far as can be known now."""
         if self.is_away:
             return None
-        with self._noting():
+        with self._noting(Use.READ):
             async with asyncio.timeout(PATIENCE):
                 return await self._bucket.size(key)
         return None
@@ -102,47 +148,74 @@ class Durable:
         try:
             async with asyncio.timeout(PATIENCE):  # nothing is asked of the bucket, but maybe of who has credentials
                 return await self._bucket.presign(key)
-        except (BucketError, TimeoutError) as error:
-            self._failed(error)
-            return None
+        except BucketError as error:
+            self._failed(Use.READ, error.reason)
+        except TimeoutError:
+            self._failed(Use.READ, f"it does not answer within {PATIENCE:g} s")
+        return None
 
     @contextlib.asynccontextmanager
     async def open(self, key: str, start: int = 0) -> AsyncIterator[ObjectStream | None]:
         """An object from an offset on; None if there is none, as far as can be known now."""
         async with contextlib.AsyncExitStack() as stack:
             stream = None
-            if not self.is_away:
-                with self._noting():
+            if not self._rests(Use.READ) and not self._rests(Use.STREAM) and key not in self._disowned:
+                with self._noting(Use.READ):
                     async with asyncio.timeout(PATIENCE):
                         stream = await stack.enter_async_context(self._bucket.open(key, start))
-            yield stream
+            if stream is None:
+                yield None
+                return
+            began = time.monotonic()
+            try:
+                yield stream
+            except Interrupted as interruption:
+                self._failed(Use.STREAM, f"a blob broke off: {interruption}")
+                raise
+            self._worked(Use.STREAM, began)
 
     async def upload(self, key: str, handle: Handle) -> bool:
         """Put a file in place, unless an object of its size is there already; whether it is there now."""
-        if self.is_away:
+        if self._rests(Use.UPLOAD):
             return False
-        with self._noting():
-            if await self._bucket.size(key) != handle.size or not _is_content(key):
-                await self._bucket.upload(key, handle)
-                self._metrics.bucket_bytes.labels("up").inc(handle.size)
+        began = time.monotonic()
+        try:
+            if key not in self._disowned and _is_content(key) and await self._bucket.size(key) == handle.size:
+                return True  # which tells nothing of uploading
+            await self._bucket.upload(key, handle)
+        except BucketError as error:
+            self._failed(Use.UPLOAD, error.reason)
+            return False
+        self._worked(Use.UPLOAD, began)
+        self._metrics.bucket_bytes.labels("up").inc(handle.size)
+        self._disowned.pop(key, None)
+        return True
+
+    async def remove(self, key: str) -> bool:
+        """Remove an object, if that can be done now; whether it is gone."""
+        if self._rests(Use.REMOVE):
+            return False
+        with self._noting(Use.REMOVE):
+            async with asyncio.timeout(PATIENCE):
+                await self._bucket.remove(key)
             return True
         return False
 
-    async def remove(self, key: str) -> None:
-        """Remove an object, if that can be done now."""
-        if not self.is_away:
-            with self._noting():
-                async with asyncio.timeout(PATIENCE):
-                    await self._bucket.remove(key)
-
     async def disown(self, key: str, why: str) -> None:
-        """Remove an object that is not what its key says: somebody else has written there, or it has rotted."""
-        self._log.error("object removed from the bucket", key=key, reason=why, remedy="it comes from upstream again")
-        await self.remove(key)
+        """Remove an object that is not what its key says: somebody else has written there, or it has rotted.
+
+        What cannot be removed is not read again before the right one has taken its place.
+        """
+        self._disowned[key] = True
+        is_gone = await self.remove(key)
+        if is_gone:
+            self._disowned.pop(key, None)
+        event = "object removed from the bucket" if is_gone else "object in the bucket passed over"
+        self._log.error(event, key=key, reason=why, remedy="it comes from upstream again")
 
     async def abandon(self, before: float) -> None:
         """Give up uploads that were begun before then (seconds since the epoch) and never ended."""
-        with self._noting():
+        with self._noting(Use.LIST):
             count = await self._bucket.abandon(before)
             if count:
                 self._log.info("abandoned uploads given up", count=count)
@@ -159,25 +232,42 @@ class Durable:
         await self._trial.aclose()
 
     @contextlib.contextmanager
-    def _noting(self) -> Iterator[None]:
+    def _noting(self, use: Use) -> Iterator[None]:
         """Around what is asked of it: a failure is noted, and said if it is the first."""
+        began = time.monotonic()
         try:
             yield
-        except (BucketError, TimeoutError) as error:
-            self._failed(error)
+        except BucketError as error:
+            self._failed(use, error.reason)
+        except TimeoutError:
+            self._failed(use, f"it does not answer within {PATIENCE:g} s")
         else:
-            if self._failures:
-                self._log.info("bucket answers again", failures=self._failures)
-            self._failures = 0
-            self._metrics.bucket_up.set(1)
+            self._worked(use, began)
 
-    def _failed(self, error: BucketError | TimeoutError) -> None:
-        reason = error.reason if isinstance(error, BucketError) else f"it does not answer within {PATIENCE:g} s"
-        if not self._failures:
-            self._log.error("bucket fails", reason=reason, meanwhile="pulls go on, and uploads wait")
-        self._failures += 1
-        self._rest_until = time.monotonic() + min(LONGEST_REST, FIRST_REST * 2 ** min(self._failures - 1, 10))
-        self._metrics.bucket_up.set(0)
+    def _failed(self, use: Use, reason: str) -> None:
+        outage = self._outages[use]
+        if not self._fails and not outage.failures:
+            event = "bucket fails" if use in ESSENTIAL else "bucket fails in part"
+            self._log.error(event, reason=reason, meanwhile=use.value)
+        outage.failures += 1
+        outage.failed = time.monotonic()
+        outage.until = outage.failed + min(LONGEST_REST, FIRST_REST * 2 ** min(outage.failures - 1, 10))
+        self._metrics.bucket_up.set(not self._fails)
+
+    def _worked(self, use: Use, began: float) -> None:
+        """Something was done. What began before the last failure tells nothing of now."""
+        outage = self._outages[use]
+        if began >= outage.failed:
+            did_fail, failures = self._fails, outage.failures
+            outage.failures, outage.until = 0, 0.0
+            if did_fail and not self._fails:
+                self._log.info("bucket answers again", failures=failures)
+        self._metrics.bucket_up.set(not self._fails)
+
+    @property
+    def _fails(self) -> bool:
+        """Whether it is down. What else fails may not be tried again for days, and must not keep it so."""
+        return any(self._outages[use].failures for use in ESSENTIAL)
 
 
 def _is_content(key: str) -> bool:

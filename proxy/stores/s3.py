@@ -6,6 +6,7 @@ The only module that knows S3. What comes out of a bucket is believed by nobody 
 import asyncio
 import contextlib
 import secrets
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -22,12 +23,13 @@ from botocore.exceptions import (
     HTTPClientError,
     SSLError,
 )
+from botocore.handlers import add_expect_header
 from botocore.loaders import create_loader
 from botocore.session import Session
 from pydantic import SecretStr
 
 from proxy import sections
-from proxy.blob_stream import Interrupted
+from proxy.blob_stream import Interrupted, Watch
 from proxy.files import Handle, hop
 from proxy.stores.s3_keys import Keys
 from proxy.stores.s3_urls import SignedUrls, client_settings
@@ -40,19 +42,22 @@ PART = 16 * 1024 * 1024  # bytes of a part of an upload; S3 wants 5 MiB at least
 PARTS_AT_ONCE = 4  # of all uploads together: as much memory as so many parts
 STALL = 30.0  # seconds without a byte
 CONNECT = 5.0  # seconds
+SLOWEST = 64 * 1024  # bytes a second at which an upload has to get on
 CONNECTIONS = 64
 _MISSING = {"NoSuchKey", "404", "NotFound"}
 _TAKEN = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409"}
+_DENIED = {"AccessDenied", "403"}
 _UNKNOWN = {"NotImplemented", "501"}
 _BUSY = {"SlowDown", "RequestTimeout", "503"}
 _PASSING = (HTTPClientError, ConnectionError, aiohttp.ClientError, Interrupted, TimeoutError, OSError)
+
 
 # By S3's own codes, and by the names of botocore's exceptions and of their bases.
 _REASONS: Mapping[str, str] = {
     "NoSuchBucket": "there is no such bucket: create it, or check store.s3.bucket",
     "AccessDenied": "the credentials of this machine do not allow it, or the bucket belongs to somebody else: see "
     "docs/s3.md for the policy, and check store.s3.expected_bucket_owner",
-    "403": "the credentials of this machine do not allow it, or the bucket belongs to somebody else",
+    "403": "the credentials of this machine do not allow it, its clock is wrong, or the bucket is somebody else's",
     "InvalidAccessKeyId": "it does not know the access key of this machine",
     "SignatureDoesNotMatch": "the secret of the access key is wrong",
     "ExpiredToken": "the AWS credentials of this machine have expired",
@@ -76,6 +81,8 @@ _REASONS: Mapping[str, str] = {
     "SSLError": "its certificate could not be verified: check store.s3.ca_file",
     "ConnectTimeoutError": "it does not answer",
     "ReadTimeoutError": "it does not answer",
+    "TimeoutError": "it does not answer",
+    "Interrupted": "it breaks off in the middle of an object",
     "ConnectionError": "it cannot be reached: check store.s3.endpoint_url",
     "HTTPClientError": "it cannot be reached: check store.s3.endpoint_url",
 }
@@ -115,18 +122,22 @@ class ObjectStream:
 
     def __init__(self, body: Any, start: int, total: int) -> None:
         self._body = body
+        self._watch = Watch(STALL)
         self.start = start
         self.total = total
 
     async def read(self) -> bytes:
         """Whatever has come since, at least a byte; empty at the end. Raises Interrupted."""
+        began = time.monotonic()
         try:
             async with asyncio.timeout(STALL):
-                return bytes(await self._body.raw_stream.content.readany())
+                data = bytes(await self._body.raw_stream.content.readany())
         except TimeoutError:
             raise Interrupted(f"no byte for {STALL:g} s") from None
         except (aiohttp.ClientError, OSError, RuntimeError) as error:
             raise Interrupted(type(error).__name__) from None
+        self._watch.saw(len(data), time.monotonic() - began)
+        return data
 
 
 class Bucket:
@@ -150,6 +161,10 @@ class Bucket:
             self._session._credentials = keys  # noqa: SLF001  there is no other way
             how = self._client_settings(AioConfig)
             self._client = await self._stack.enter_async_context(self._session.create_client(**how))
+            # aiohttp would wait without end for the 100 of a server that hangs, ...
+            self._client.meta.events.unregister("before-call.s3", add_expect_header)
+            # ... and botocore ask without end for the region, and for that of the question, where a store says neither.
+            self._client.meta.events.register("before-call.s3.HeadBucket", _as_redirected)
             if self._settings.redirect_networks:
                 how = client_settings(self._settings, how, self._client.meta.endpoint_url)
                 signing = await self._stack.enter_async_context(self._session.create_client(**how))
@@ -219,7 +234,8 @@ class Bucket:
             yield None
             return
         async with answer["Body"] as body:
-            length = answer["ContentLength"]
+            with _explained():
+                length = answer["ContentLength"]
             has_part = "ContentRange" in answer
             yield ObjectStream(body, start if has_part else 0, length + (start if has_part else 0))
 
@@ -250,9 +266,11 @@ class Bucket:
         """Put an object in place at once. `is_new`: only if there is none; raises Taken, or Unconditional."""
         condition: dict[str, Any] = {"IfNoneMatch": "*"} if is_new else {}
         with _explained():
-            await self._client.put_object(
-                **self._where, Key=self._key(key), Body=body, **condition, **self._keeping(len(body))
-            )
+            async with _getting_on(len(body)):
+                done = await self._client.put_object(
+                    **self._where, Key=self._key(key), Body=body, **condition, **self._keeping(len(body))
+                )
+            _ = done["ETag"]  # a 200 of somebody in between has none
 
     async def remove(self, key: str) -> None:
         """Remove an object, if it is there."""
@@ -281,7 +299,8 @@ class Bucket:
             with _explained():
                 return await self._urls.is_refused(self._key(key))
         finally:
-            await self.remove(key)
+            with contextlib.suppress(BucketError):  # which says nothing of URLs
+                await self.remove(key)
 
     # Uploads
 
@@ -302,7 +321,10 @@ class Bucket:
             upload = begun["UploadId"]
             try:
                 parts = await self._parts(where, upload, handle, sent)
-                await self._client.complete_multipart_upload(**where, UploadId=upload, MultipartUpload={"Parts": parts})
+                done = await self._client.complete_multipart_upload(
+                    **where, UploadId=upload, MultipartUpload={"Parts": parts}
+                )
+                _ = done["ETag"]
             except BaseException:
                 with contextlib.suppress(BotoCoreError, ClientError):
                     await asyncio.shield(self._client.abort_multipart_upload(**where, UploadId=upload))
@@ -316,7 +338,8 @@ class Bucket:
         async def one(number: int, offset: int) -> "CompletedPartTypeDef":
             async with self._in_memory:
                 body = await _read(handle, offset, size)
-                done = await self._client.upload_part(**where, UploadId=upload, PartNumber=number, Body=body)
+                async with _getting_on(len(body)):
+                    done = await self._client.upload_part(**where, UploadId=upload, PartNumber=number, Body=body)
             sent(len(body))
             return {"PartNumber": number, "ETag": done["ETag"]}
 
@@ -349,15 +372,19 @@ class Bucket:
         """Write, read and remove an object; whether the store knows conditional writes. Raises BucketError."""
         key = f"trial/{secrets.token_hex(8)}"
         try:
-            await self.write(key, b"one")
-            is_conditional = await self._refuses_a_second(key)
-            found = await self.read(key, 16)
+            is_conditional = await self.prove(key)
         finally:
             with contextlib.suppress(BucketError):  # if nothing else works: what does not is said already
                 await self.remove(key)
-        if found != (b"one" if is_conditional else b"two"):
-            raise BucketError("what was just written reads as something else")
         await self.remove(key)
+        return is_conditional
+
+    async def prove(self, key: str) -> bool:
+        """Write and read an object; whether the store knows conditional writes. Raises BucketError."""
+        await self.write(key, b"one")
+        is_conditional = await self._refuses_a_second(key)
+        if await self.read(key, 16) != (b"one" if is_conditional else b"two"):
+            raise BucketError("what was just written reads as something else")
         return is_conditional
 
     async def _refuses_a_second(self, key: str) -> bool:
@@ -381,6 +408,15 @@ class Bucket:
             how["SSEKMSKeyId"] = settings.kms_key_id
         rule = next((rule for rule in settings.storage_class if size >= rule.min_size), None)
         return how if rule is None else {**how, "StorageClass": rule.name}
+
+
+def _as_redirected(params: Mapping[str, Any], **_: object) -> None:
+    params["context"].setdefault("s3_redirect", {})["redirected"] = True
+
+
+def _getting_on(size: int) -> asyncio.Timeout:
+    """Around sending so many bytes: nobody else limits how long a server may take them at."""
+    return asyncio.timeout(2 * STALL + size / SLOWEST)
 
 
 class _Unreadable(Exception):
@@ -415,7 +451,9 @@ def _explained() -> Iterator[None]:
     """Around what a store may refuse: as BucketError, in words."""
     try:
         yield
-    except* (BotoCoreError, ClientError, aiohttp.ClientError, Interrupted, TimeoutError, OSError, ValueError) as group:
+    except* _Unreadable:
+        raise
+    except* Exception as group:  # a library may trip in any way over what a server says
         error = _first(group)
     else:
         return
@@ -430,11 +468,15 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
 def _error(error: BaseException) -> BucketError:
     if isinstance(error, ClientError):
         code = _code(error)
-        if code in _TAKEN:
+        if code in _TAKEN and error.operation_name == "PutObject":
             return Taken("there is an object of that key already")
         if code in _UNKNOWN:
             return Unconditional("it knows no conditional writes")
-        return BucketError(_REASONS.get(code, f"it answered {_plain(code)}"), passes=_is_passing(error, code))
+        asked = f" ({error.operation_name})" if code in _DENIED else ""
+        reason = _REASONS.get(code, f"it answered {_plain(code)}") + asked
+        return BucketError(reason, passes=_is_passing(error, code))
+    if isinstance(error, LookupError):
+        return BucketError("it answered with something else: check store.s3.endpoint_url")
     names = (kind.__name__ for kind in type(error).__mro__)
     known = next((_REASONS[name] for name in names if name in _REASONS), None)
     passes = isinstance(error, _PASSING) and not isinstance(error, SSLError)

@@ -59,8 +59,8 @@ class Uploads:
 
     async def run(self) -> None:
         """Upload until cancelled; what fails is said by the bucket, and tried again."""
-        await self._durable.begin()  # no start is to wait for a bucket
         while True:
+            await self._durable.prove()  # here, since no start is to wait for a bucket
             try:
                 is_done = await self._round()
             except OSError as error:

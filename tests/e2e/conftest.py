@@ -4,10 +4,16 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import moto.s3.models
 import pytest
+from botocore.loaders import create_loader
+from botocore.retries.standard import ExponentialBackoff
 
 from proxy import exchange, outage
+from proxy.stores import durable, s3, uploads
+from tests.buckets import TestBucket
 
+from .faulty_bucket import FaultyBucket
 from .harness import Proxy, running, toml
 from .upstream import FakeRegistry
 
@@ -40,8 +46,29 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outage, "PROBE_BUDGET", 0.2)
 
 
+@pytest.fixture
+async def faulty(bucket: TestBucket) -> AsyncIterator[FaultyBucket]:
+    """In front of the bucket: right until told otherwise."""
+    async with FaultyBucket(bucket.url) as one:
+        yield one
+
+
+@pytest.fixture
+def hurried_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that waits for a bucket, scaled down, and parts of uploads; botocore's descriptions of S3 are read once."""
+    for module, name, value in (
+        (s3, "STALL", 0.6), (s3, "CONNECT", 0.3), (s3, "PART", 100_000), (durable, "PATIENCE", 0.6),
+        (durable, "FIRST_REST", 0.01), (durable, "LONGEST_REST", 0.05), (uploads, "FIRST_WAIT", 0.01),
+        (uploads, "LONGEST_WAIT", 0.05), (moto.s3.models, "S3_UPLOAD_PART_MIN_SIZE", 1),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda _self, _context: 0.0)
+    loader = create_loader()
+    monkeypatch.setattr(s3, "create_loader", lambda: loader)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how many faults of the disk were tried (test_faults.py), of each operation and kind, and how many kills."""
+    """Say how many faults of the disk and of the bucket were tried, of each kind, and how many kills."""
     reports = [report for found in terminalreporter.stats.values() for report in found if hasattr(report, "when")]
     noted = [one for report in reports if report.when == "call" for one in report.user_properties]
     for name, value in noted:
@@ -54,3 +81,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         for operation in sorted({operation for operation, _ in tried}):
             faults = ", ".join(f"{fault} {count}" for (of, fault), count in sorted(tried.items()) if of == operation)
             terminalreporter.write_line(f"{operation:10}{faults}")
+    requests = [str(value).split() for name, value in noted if name == "bucket"]
+    if requests:
+        terminalreporter.section(f"{len(requests)} faults of the bucket")
+        for lasts, when in ((False, "once"), (True, "from then on")):
+            kinds = Counter(fault for number, fault in requests if number.endswith("+") == lasts)
+            listed = ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items()))
+            terminalreporter.write_line(f"{when:14}{listed}")

@@ -292,10 +292,10 @@ async def test_a_token_is_good_for_its_blob_and_nothing_else_and_is_in_no_log(
 async def test_without_conditional_writes_it_is_said_and_each_replica_brings_it_in_itself(
     upstream: FakeRegistry, bucket: TestBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def ignorant(_bucket: object) -> bool:
+    async def ignorant(_bucket: object, _key: str) -> bool:
         return False
 
-    monkeypatch.setattr("proxy.stores.s3.Bucket.trial", ignorant)
+    monkeypatch.setattr("proxy.stores.s3.Bucket.prove", ignorant)
     digest = upstream.add_blob(REPO, DATA)
     gate = upstream.on("GET", blob=digest).gate(after=HALF)
     async with replicas(configured(upstream.url, bucket), tmp_path) as both:

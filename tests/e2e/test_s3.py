@@ -46,7 +46,8 @@ async def cached(text: str, store: Path, *, alone: bool = True) -> AsyncIterator
         finally:
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            ended = await asyncio.gather(*tasks, return_exceptions=True)
+            assert all(isinstance(one, asyncio.CancelledError) for one in ended), ended
 
 
 def pending(store: Path) -> list[str]:
