@@ -141,9 +141,10 @@ class Entrepot:
         """What has yet to get into its bucket."""
         return [path for path in (self._store / "uploads").glob("**/*") if path.is_file()]
 
-    def spooled(self) -> list[str]:
-        """Which blobs are on their way in, or were when it was killed: names with their digests in them."""
-        return [path.name for path in (self._store / "spool").glob("**/*") if path.is_file()]
+    def spooled(self, digest: str) -> int:
+        """How many bytes of a blob have come that is on its way in; 0 for none."""
+        path = self._store / "spool" / digest.replace(":", "-")
+        return path.stat().st_size if path.exists() else 0
 
     def has_said(self, event: str) -> bool:
         """Whether the log has a line of this name."""
