@@ -35,7 +35,7 @@ faults: $(VENV)/.dev ## let every call to the disk, and every request to a bucke
 	$(BIN)/pytest -s tests/faults
 	ENTREPOT_FAULTS=all $(BIN)/pytest -n auto tests/e2e/test_faults.py tests/e2e/test_bucket_faults.py
 
-test-clients: $(VENV)/.dev ## pull with Docker, containerd, podman and skopeo (root, on Debian; run .ci/install-clients first; Go for an S3 server)
+test-clients: $(VENV)/.dev ## pull with Docker, containerd, podman and skopeo, from Ceph too (root, on Debian; run .ci/install-clients first; Go for an S3 server)
 	$(BIN)/pytest --timeout 180 tests/clients
 
 conformance: $(VENV)/.dev ## the OCI conformance suite, read-only, through a proxy (Go, on Debian; run .ci/install-clients first)

@@ -37,8 +37,9 @@ async def bucket_problems(settings: sections.S3 | None) -> list[str]:
         return []
     try:
         async with asyncio.timeout(LONGEST), Bucket(settings) as bucket:
-            is_conditional = await bucket.trial()
-            said = [REFUSED_URLS] if await bucket.refuses_its_urls() else []
+            is_conditional, said = await bucket.trial(), await bucket.unheeded()
+            if await bucket.refuses_its_urls():
+                said.append(REFUSED_URLS)
     except BucketError as error:
         return [f"store.s3: {settings.bucket}: {error.reason}"]
     except TimeoutError:

@@ -100,6 +100,8 @@ class Durable:
             self._log.warning(
                 "bucket without conditional writes", meanwhile="each replica brings in what it is asked for itself"
             )
+        for reason in await self._bucket.unheeded():
+            self._log.warning("bucket does less than is configured", reason=reason)
         if self._refuses_its_urls:
             self._log.error(
                 "no redirects", reason=REFUSED_URLS, meanwhile="clients get their bytes from here until a restart"

@@ -69,6 +69,8 @@ _REASONS: Mapping[str, str] = {
     "SlowDown": "it wants fewer requests for a while",
     "503": "it wants fewer requests for a while",
     "MissingContentLength": 'it takes no checksums as trailers: set store.s3.checksums = "when_required"',
+    "InvalidArgument": "it does not take how objects are to be kept: check store.s3.encryption, kms_key_id and "
+    "storage_class",
     "InvalidStorageClass": "it does not know store.s3.storage_class",
     "KMS.NotFoundException": "there is no such key: check store.s3.kms_key_id",
     "InvalidDigest": "the bytes changed on the way",
@@ -370,14 +372,20 @@ class Bucket:
 
     async def trial(self) -> bool:
         """Write, read and remove an object; whether the store knows conditional writes. Raises BucketError."""
+        async with self._for_a_try() as key:
+            is_conditional = await self.prove(key)
+            await self.remove(key)
+        return is_conditional
+
+    @contextlib.asynccontextmanager
+    async def _for_a_try(self) -> AsyncIterator[str]:
+        """A key of nothing, which is that of nothing afterwards."""
         key = f"trial/{secrets.token_hex(8)}"
         try:
-            is_conditional = await self.prove(key)
+            yield key
         finally:
             with contextlib.suppress(BucketError):  # if nothing else works: what does not is said already
                 await self.remove(key)
-        await self.remove(key)
-        return is_conditional
 
     async def prove(self, key: str) -> bool:
         """Write and read an object; whether the store knows conditional writes. Raises BucketError."""
@@ -395,6 +403,42 @@ class Bucket:
         except Unconditional:
             await self.write(key, b"two")
         return False
+
+    async def unheeded(self) -> list[str]:
+        """What the store accepts of what is configured, and does not do: half a sentence each. Raises BucketError."""
+        found = []
+        if not await self._keeps_as_configured():
+            found.append(
+                "it takes store.s3.encryption and does not say that it encrypts: mend that there, or leave the key out"
+            )
+        if self._settings.expected_bucket_owner is not None and await self._is_anybodys():
+            found.append("it does not look whose the bucket is: leave store.s3.expected_bucket_owner out")
+        return found
+
+    async def _keeps_as_configured(self) -> bool:
+        """Put an object into each class of storage, of whatever size it is for; whether it is encrypted as asked."""
+        sizes = {0, *(rule.min_size for rule in self._settings.storage_class)}
+        ways = [how for how in map(self._keeping, sizes) if how]
+        if not ways:
+            return True
+        async with self._for_a_try() as key:
+            with _explained():
+                where = {**self._where, "Key": self._key(key)}
+                answers = [await self._client.put_object(**where, Body=b"", **how) for how in ways]
+        return self._settings.encryption is None or all("ServerSideEncryption" in answer for answer in answers)
+
+    async def _is_anybodys(self) -> bool:
+        """Whether the bucket is shown to who expects it to be another account's as well."""
+        owner = str(self._settings.expected_bucket_owner)
+        other = owner[:-1] + ("1" if owner[-1] == "0" else "0")
+        with _explained():
+            try:
+                await self._client.head_bucket(Bucket=self._settings.bucket, ExpectedBucketOwner=other)
+            except ClientError as error:
+                if _code(error) in {"403", "AccessDenied"}:
+                    return False
+                raise
+        return True
 
     def _key(self, key: str) -> str:
         return f"{self._settings.prefix}{key}"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from .ceph import Ceph
 from .containerd import Containerds
 from .dockerd import Dockers
 from .entrepot import Entrepot
@@ -42,6 +43,15 @@ def upstreams() -> Iterator[Upstreams]:
         registries = Upstreams(Path(directory), everything())
         with registries.running():
             yield registries
+
+
+@pytest.fixture(scope="session")
+def ceph() -> Iterator[Ceph]:
+    """A Ceph that speaks S3."""
+    with tempfile.TemporaryDirectory(prefix="entrepot-ceph-") as directory:
+        cluster = Ceph(Path(directory))
+        with cluster.running():
+            yield cluster
 
 
 @pytest.fixture(scope="session")

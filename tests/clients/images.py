@@ -104,6 +104,7 @@ def everything() -> dict[str, Image]:
         "single": _single("docker.io", "library/single", [base]),
         "layered": _single("docker.io", "library/layered", [base, *({f"layer/{n}": b"%d" % n} for n in range(59))]),
         "large": _single("docker.io", "library/large", [base, {"large": _noise(50_000_000)}]),
+        "parted": _single("docker.io", "library/parted", [base, {"parted": _noise(20_000_000)}]),
         "app": _index("docker.io", "team/app", OCI, base),
         "other": _index("ghcr.io", "team/app", OCI, base),
     }

@@ -1,12 +1,41 @@
-"""A wire to a server that can be cut: what is on it then ends early, and the next connection is whole."""
+"""A wire to a server that can be cut, so that what is on it ends early, or held, so that it stays in the middle."""
 
 import contextlib
 import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 
 CHUNK = 65536
+
+
+class Hold:
+    """Connections that get no further: those over which so many bytes have come from one of their ends."""
+
+    def __init__(self, after: int, *, is_down: bool) -> None:
+        self.count = 0
+        self._after = after
+        self._is_down = is_down
+        self._is_reset = False
+        self._over = threading.Event()
+
+    def release(self) -> None:
+        """Let them all go on."""
+        self._over.set()
+
+    def reset(self) -> None:
+        """End them all, as the end of a machine would: a server that is gone takes no more from its clients."""
+        self._is_reset = True
+        self._over.set()
+
+    def passes(self, came: int, *, is_down: bool) -> bool:
+        """Wait, if this is one of them; False if it is to be reset."""
+        if is_down != self._is_down or came < self._after or self._over.is_set():
+            return True
+        self.count += 1
+        self._over.wait()
+        return not self._is_reset
 
 
 class Wire:
@@ -18,6 +47,7 @@ class Wire:
         self._target = 0
         self._lock = threading.Lock()
         self._cut_after: int | None = None
+        self._hold: Hold | None = None
         self.cuts = 0
         self._threads: list[threading.Thread] = []
         self._sockets: list[socket.socket] = [self._listener]
@@ -41,6 +71,16 @@ class Wire:
         """Cut the next connection over which so many bytes have come from the server."""
         with self._lock:
             self._cut_after = after
+
+    @contextlib.contextmanager
+    def held(self, after: int, *, is_down: bool) -> Iterator[Hold]:
+        """Hold connections over which so many bytes have come from the server (down) or the client, until released."""
+        self._hold = hold = Hold(after, is_down=is_down)
+        try:
+            yield hold
+        finally:
+            self._hold = None
+            hold.release()
 
     def _start(self, run: Callable[[], None]) -> None:
         thread = threading.Thread(target=run, daemon=True)
@@ -70,6 +110,10 @@ class Wire:
                 came += len(data)
                 if is_down and self._is_cut(came):
                     break
+                hold = self._hold
+                if hold is not None and not hold.passes(came, is_down=is_down):
+                    _reset(source)
+                    break
                 sink.sendall(data)
         for sock in (source, sink):
             with contextlib.suppress(OSError):
@@ -82,3 +126,8 @@ class Wire:
             self._cut_after = None
             self.cuts += 1
             return True
+
+
+def _reset(sock: socket.socket) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()

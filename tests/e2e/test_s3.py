@@ -22,6 +22,7 @@ from .upstream import FakeRegistry, Image, digest_of
 
 REPO = "library/app"
 LAYER = b"layer" * 100_000
+OWNER_IGNORED = "it does not look whose the bucket is: leave store.s3.expected_bucket_owner out"
 
 
 def configured(upstream: str, bucket: TestBucket, *, url: str | None = None, more: str = "", server: str = "") -> str:
@@ -254,13 +255,31 @@ async def test_what_a_killed_process_had_yet_to_upload_the_next_one_uploads(
 
 @pytest.mark.parametrize(
     ("changed", "said"),
-    [({}, []), ({"bucket": "no-such-bucket"}, ["there is no such bucket: create it, or check store.s3.bucket"])],
+    [
+        ({}, []),
+        ({"bucket": "no-such-bucket"}, ["there is no such bucket: create it, or check store.s3.bucket"]),
+        ({"encryption": "AES256", "storage_class": [{"name": "STANDARD_IA", "min_size": "1 MiB"}]}, []),
+        ({"storage_class": [{"name": "NONE", "min_size": "1 MiB"}]}, ["it does not know store.s3.storage_class"]),
+        ({"expected_bucket_owner": "123456789012"}, [OWNER_IGNORED]),
+    ],
 )
 async def test_check_tries_the_bucket(bucket: TestBucket, changed: dict[str, str], said: list[str]) -> None:
     table = {"bucket": bucket.name, "endpoint_url": bucket.url, "region": REGION, **changed}
     found = await trial.bucket_problems(S3.model_validate(table))
     assert [problem.partition(": ")[2].partition(": ")[2] for problem in found] == said
     assert await hop(bucket.keys) == []
+
+
+async def test_a_server_says_at_its_start_what_the_bucket_takes_and_does_not_do(
+    upstream: FakeRegistry, bucket: TestBucket, store: Path
+) -> None:
+    owned = configured(upstream.url, bucket).replace(
+        "[[upstream]]", 'expected_bucket_owner = "123456789012"\n[[upstream]]'
+    )
+    async with cached(owned, store) as proxy:
+        await until(lambda: any("does less" in record["event"] for record in proxy.log), "it is said")
+        said = [record for record in proxy.log if record["event"] == "bucket does less than is configured"]
+        assert [record["reason"] for record in said] == [OWNER_IGNORED]
 
 
 async def test_one_blob_is_uploaded_once_by_all_workers_of_a_machine(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from botocore.exceptions import ClientError
 from yarl import URL
 
 from proxy import sections
@@ -205,6 +206,33 @@ async def test_objects_are_kept_as_configured(outside: TestBucket) -> None:
     small, large = [await hop(outside.head, f"cache/{name}") for name in ("small", "large")]
     assert (small["ServerSideEncryption"], small["SSEKMSKeyId"]) == ("aws:kms", "key")
     assert (small.get("StorageClass", "STANDARD"), large["StorageClass"]) == ("STANDARD", "STANDARD_IA")
+
+
+async def test_what_is_taken_and_not_done_is_told_from_what_is_done(
+    outside: TestBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encrypted = settings(outside, encryption="AES256")
+    async with Bucket(encrypted) as opened:
+        assert await opened.unheeded() == []
+        monkeypatch.setattr(opened, "_keeping", lambda _: {"StorageClass": "STANDARD"})  # as if nobody heeded it
+        assert ["does not say that it encrypts" in reason for reason in await opened.unheeded()] == [True]
+    assert await hop(outside.keys) == []
+
+
+async def test_a_bucket_of_somebody_else_is_refused_where_the_store_looks(
+    outside: TestBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Bucket(settings(outside, expected_bucket_owner="123456789012")) as opened:
+        assert len(await opened.unheeded()) == 1  # this store does not
+        asked = dict[str, str]()
+
+        async def refused(**arguments: str) -> None:
+            asked.update(arguments)
+            raise ClientError({"Error": {"Code": "403"}}, "HeadBucket")
+
+        monkeypatch.setattr(opened._client, "head_bucket", refused)
+        assert await opened.unheeded() == []
+        assert asked["ExpectedBucketOwner"] == "123456789010"
 
 
 @pytest.mark.parametrize(
