@@ -71,6 +71,14 @@ class Replicas:
     leases: Leases
     peers: Peers
 
+    async def have(self, digest: Digest, size: int) -> bool:
+        """Whether one of the others has a blob of so many bytes by a lease, and answers."""
+        for lease in reversed(await self.leases.others(digest)):
+            async with self.peers.open(lease, digest, size) as stream:
+                if stream is not None:
+                    return True
+        return False
+
 
 class Shared:
     """A blob that may be in the bucket, or on its way in to another replica; else it is for this one to bring it in.

@@ -54,6 +54,7 @@ async def open_tier(
     leases, peers = Leases(tree, durable, identity), Peers(metrics.lent_bytes.labels("in").inc, log)
     for one in (durable, peers, leases):
         stack.push_async_callback(one.aclose)
-    uploads = Uploads(tree, durable, leases, metrics, log)
-    shared = Shared(Replicas(durable, leases, peers), uploads, Lending(tree, identity))
+    replicas = Replicas(durable, leases, peers)
+    uploads = Uploads(tree, durable, replicas.have, metrics, log)
+    shared = Shared(replicas, uploads, Lending(tree, identity))
     return Tier(TieredBlobs(tree, durable, uploads), TieredRepositories(tree, durable, uploads), shared)

@@ -179,12 +179,19 @@ class Leases:
         body = await self._durable.read(key, LIMIT)
         return None if body is None else Lease.parse(body)
 
-    async def is_anothers(self, digest: Digest) -> bool:
-        """Whether another replica has brought in a blob, and has yet to say that it is in the bucket."""
+    async def others(self, digest: Digest) -> list[Lease]:
+        """The leases that other replicas have, or had, for a blob, in the order in which they were made."""
         if digest in self._held:
-            return False
-        lease = await self._found(_key(digest))
-        return lease is not None and not self.is_ours(lease)
+            return []
+        return [lease for _, lease in await self._chain(digest) if not self.is_ours(lease)]
+
+    async def _chain(self, digest: Digest) -> list[tuple[str, Lease]]:
+        """All leases for a blob, with their keys."""
+        found, key = list[tuple[str, Lease]](), _key(digest)
+        while len(found) < GENERATIONS and (lease := await self._found(key)) is not None:
+            found.append((key, lease))
+            key = _key(digest, lease.nonce)
+        return found
 
     def settle(self, digest: Digest, *, is_stored: bool) -> None:
         """This process is done with a blob: its lease goes now, or if it is stored, once it is in the bucket."""
@@ -196,15 +203,9 @@ class Leases:
 
     async def disown(self, digest: Digest, nonce: str) -> None:
         """Remove a lease whose holder sent wrong bytes: nobody is to follow it any more."""
-        keys = [_key(digest)]
-        for _ in range(GENERATIONS):
-            lease = await self._found(keys[-1])
-            if lease is None:
-                return
+        for key, lease in await self._chain(digest):
             if lease.nonce == nonce:
-                await self._durable.disown(keys[-1], "its holder sent wrong bytes")
-                return
-            keys.append(_key(digest, lease.nonce))
+                await self._durable.disown(key, "its holder sent wrong bytes")
 
     async def run(self) -> None:
         """Give up leases some time after their blobs are in the bucket, until cancelled."""

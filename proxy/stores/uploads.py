@@ -8,13 +8,13 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from itertools import islice
 
 from proxy.files import Tree, hop
+from proxy.oci.digest import Digest
 from proxy.stores.disk import UPLOADS, blob_digest, upload_key
 from proxy.stores.durable import Durable
-from proxy.stores.leases import Leases
 from proxy.telemetry import Logger, Metrics
 
 AT_ONCE = 4  # of one process
@@ -32,10 +32,18 @@ def wanted(tree: Tree) -> Iterator[str]:
 class Uploads:
     """Brings what the store has into the bucket, a few files at a time."""
 
-    def __init__(self, tree: Tree, durable: Durable, leases: Leases, metrics: Metrics, log: Logger) -> None:
+    def __init__(
+        self,
+        tree: Tree,
+        durable: Durable,
+        is_anothers: Callable[[Digest, int], Awaitable[bool]],
+        metrics: Metrics,
+        log: Logger,
+    ) -> None:
+        """`is_anothers`: whether another replica has a blob of so many bytes, and is to upload it."""
         self._tree = tree
         self._durable = durable
-        self._leases = leases
+        self._is_anothers = is_anothers
         self._metrics = metrics
         self._log = log
         self._known: set[str] = set()  # keys to upload that this process knows of, and is not at
@@ -110,9 +118,12 @@ class Uploads:
             return False
 
     async def _is_left_to_another(self, key: str) -> bool:
-        """Whether it is for the replica that brought a blob in to upload it: for a while, and it may be dead."""
+        """Whether it is for the replica that brought a blob in to upload it: while that answers, and not for ever."""
         digest, (_, looks) = blob_digest(key), self._left.pop(key, (0.0, LEAVES))
-        if digest is None or not looks or len(self._left) >= MOST or not await self._leases.is_anothers(digest):
+        if digest is None or not looks or len(self._left) >= MOST:
+            return False
+        size = await hop(self._tree.size, key)
+        if size is None or not await self._is_anothers(digest, size):
             return False
         self._left[key] = time.monotonic() + LEAVE, looks - 1
         return True

@@ -18,10 +18,10 @@ from proxy.files import hop
 from proxy.lending import PREFIX
 from proxy.oci.digest import Digest
 from proxy.stores import leases, uploads
-from proxy.stores.leases import Lease
+from proxy.stores.leases import Identity, Lease
 from tests.buckets import TestBucket
 
-from .harness import Process, Proxy, serving, until
+from .harness import Process, Proxy, running, serving, until
 from .raw_client import connect
 from .test_s3 import REPO, cached, configured, key_of, uploaded
 from .upstream import FakeRegistry, digest_of
@@ -365,3 +365,20 @@ async def test_over_tls_a_holder_is_known_by_the_certificate_that_its_lease_name
             assert (await client.answer("GET")).body == DATA
         assert await follower == digest
         assert upstream.count(method="GET") == (1 if is_known else 2)
+
+
+async def test_what_a_replica_has_of_one_that_died_it_uploads_itself(
+    upstream: FakeRegistry, bucket: TestBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploads, "LEAVES", 10**9)
+    digest, text = upstream.add_blob(REPO, DATA), configured(upstream.url, bucket)
+    async with running(text, tmp_path / "holder") as holder, cached(text, tmp_path / "other", alone=False) as other:
+        assert holder.app.shared is not None
+        holder.app.shared.replicas.leases.introduce(f"http://{holder.host}")  # it uploads nothing
+        assert await pull(holder, digest) == digest
+        assert await pull(other, digest) == digest
+        await until(lambda: other.metrics.registry.get_sample_value("entrepot_uploads_pending") == 1, "it is left")
+        assert upstream.count(method="GET") == 1
+        monkeypatch.setattr(holder.app.shared.lending, "_identity", Identity(b"another"))  # as if it was no more
+        await uploaded(other.store)
+    assert await hop(bucket.__getitem__, key_of(digest)) == DATA

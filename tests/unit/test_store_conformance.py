@@ -17,7 +17,6 @@ from proxy.sections import S3
 from proxy.stores.base import BlobStore, Link, RepositoryStore, TagRecord
 from proxy.stores.disk import DiskBlobs, DiskRepositories, open_tree, spool_key
 from proxy.stores.durable import Durable
-from proxy.stores.leases import Leases, identify
 from proxy.stores.s3 import Bucket
 from proxy.stores.tiered import TieredBlobs, TieredRepositories
 from proxy.stores.uploads import Uploads
@@ -60,6 +59,11 @@ async def away() -> AsyncIterator[Bucket]:
             yield one
 
 
+async def alone(_digest: Digest, _size: int) -> bool:
+    """There are no other replicas."""
+    return False
+
+
 def below_a_prefix(bucket: Bucket) -> Bucket:
     """The same, with nothing in it."""
     other = copy.copy(bucket)
@@ -86,12 +90,10 @@ async def stores(request: pytest.FixtureRequest, tmp_path: Path, shared: Bucket,
         yield opened()
     else:
         is_there = request.param == "bucket"
-        identity = await asyncio.to_thread(identify, tree)
         durable = Durable(below_a_prefix(shared if is_there else away), Metrics(CollectorRegistry()), quiet())
 
         def tiered() -> Stores:
-            leases = Leases(tree, durable, identity)
-            uploads = Uploads(tree, durable, leases, Metrics(CollectorRegistry()), quiet())
+            uploads = Uploads(tree, durable, alone, Metrics(CollectorRegistry()), quiet())
             return Stores(
                 TieredBlobs(tree, durable, uploads), TieredRepositories(tree, durable, uploads), spooled, tiered
             )
