@@ -90,7 +90,7 @@ async def build(config: Config, log: Logger, metrics: Metrics) -> AsyncIterator[
         stack.push_async_callback(manifests.aclose)
         permissions = Permissions(upstreams, repositories, sizes, log)
         stack.push_async_callback(permissions.aclose)
-        means = Means(tree, store, space, log, spool_key, tier.replicas)
+        means = Means(tree, store, space, log, spool_key, tier.shared)
         blobs = Blobs(upstreams, means, permissions, metrics, verifies=config.store.verify_on_read)
         stack.push_async_callback(blobs.aclose)
         prefetch = Prefetch({one.registry: one.prefetch for one in config.upstream}, blobs, log)

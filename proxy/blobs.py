@@ -59,8 +59,8 @@ class Blobs:
             if handle is not None:
                 handle.close()
                 return handle.size
-            if self._means.replicas is not None and link.size is not None:
-                size = await self._means.replicas.durable.size(blob_key(digest))
+            if self._means.shared is not None and link.size is not None:
+                size = await self._means.shared.replicas.durable.size(blob_key(digest))
                 if size == link.size:
                     return size
         return (await self._permissions.asked(repository, digest)).size

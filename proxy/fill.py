@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from proxy import files
+from proxy.ahead import Ahead
 from proxy.blob_stream import LOW_SPEED
 from proxy.download import Download, Growth, is_invalid
 from proxy.eviction import NoSpace, Space
@@ -16,16 +17,19 @@ from proxy.files import Handle, SpoolState, Tree
 from proxy.oci.digest import Digest, Hasher
 from proxy.oci.errors import OciError, Problem
 from proxy.oci.reference import Repository
-from proxy.origin import Origin, Replicas, Shared, Source
+from proxy.origin import FromReplicas, Origin, Source
 from proxy.permissions import Permissions
 from proxy.reservation import Reservation
 from proxy.spool import End, Spool
 from proxy.stores.base import BlobStore, Link
+from proxy.stores.disk import blob_key
 from proxy.telemetry import Logger
+from proxy.tier import Shared
 from proxy.upstream import Upstream
 
 POLL = 0.01  # seconds between looks at a file that another process writes: the kernel tells nobody of a foreign flock
 FORBEARANCE = 10.0  # seconds that a file may grow by less than LOW_SPEED before it is followed no more
+LARGE = 64 * 1024 * 1024  # bytes of a blob whose upload does not wait for its end
 PATIENCE = 1.0  # seconds to wait for another process's link before asking upstream ourselves
 
 
@@ -64,7 +68,7 @@ class Means:
     space: Space
     log: Logger
     spool_key: Callable[[Digest], str]
-    replicas: Replicas | None = None
+    shared: Shared | None = None
 
 
 class _StartAfresh(Exception):
@@ -239,8 +243,8 @@ class Fill:
             yield claim
         finally:
             writer.close()
-            if self._means.replicas is not None:
-                self._means.replicas.leases.settle(self.digest, is_stored=claim.fate is Fate.ADOPTED)
+            if self._means.shared is not None:
+                self._means.shared.replicas.leases.settle(self.digest, is_stored=claim.fate is Fate.ADOPTED)
             match claim.fate:
                 case Fate.DISCARDED:
                     await asyncio.shield(asyncio.ensure_future(tree.discard_spool(self._key, handle)))
@@ -260,6 +264,7 @@ class Fill:
             if not self.spool.is_open:
                 await self._permissions.confirmed(self.repository, self.digest, total)
                 self._open(handle, total)
+                self._upload_ahead(origin)
 
         origin = self._origin()
         download = Download(
@@ -278,8 +283,15 @@ class Fill:
 
     def _origin(self) -> Origin:
         source = Source(self._upstream, self.repository, self.digest)
-        replicas = self._means.replicas
-        return source if replicas is None else Shared(source, replicas, self._granted, self._expected)
+        shared = self._means.shared
+        return source if shared is None else FromReplicas(source, shared.replicas, self._granted, self._expected)
+
+    def _upload_ahead(self, origin: Origin) -> None:
+        """Have it uploaded while it comes, if it is large, and this replica is the one that brings it in."""
+        size, shared = self.spool.size, self._means.shared
+        if shared is not None and origin.is_upstream and size is not None and size >= LARGE:
+            ahead = Ahead(self.spool, size)
+            shared.uploads.follow(blob_key(self.digest), ahead, ahead.close)
 
     async def _adopt(self, handle: Handle, size: int, reservation: Reservation) -> bool:
         """Publish what has been verified; False if the disk refuses, which does not make it any less right."""

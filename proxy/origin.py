@@ -37,6 +37,10 @@ class Origin(Protocol):
 
     @property
     def digest(self) -> Digest: ...
+    @property
+    def is_upstream(self) -> bool:
+        """Whether it was upstream that was opened last."""
+
     def open(self, start: int) -> contextlib.AbstractAsyncContextManager[Incoming]:
         """Its bytes from an offset on; they may begin earlier. Raises OciError."""
 
@@ -55,6 +59,10 @@ class Source:
     @property
     def name(self) -> str:
         return self.repository.registry
+
+    @property
+    def is_upstream(self) -> bool:
+        return True
 
     def open(self, start: int) -> contextlib.AbstractAsyncContextManager[Incoming]:
         return self.upstream.download(self.repository, self.digest, start=start)
@@ -80,7 +88,7 @@ class Replicas:
         return False
 
 
-class Shared:
+class FromReplicas:
     """A blob that may be in the bucket, or on its way in to another replica; else it is for this one to bring it in.
 
     The bucket is asked once, and anew after each holder of the lease that was followed: from where one breaks off, the
@@ -95,6 +103,7 @@ class Shared:
         self._durable, self._leases, self._peers = replicas.durable, replicas.leases, replicas.peers
         self._permitted = permitted
         self._expected = expected
+        self.is_upstream = False
         self._is_asked = False
         self._is_from_bucket = False  # some of it, or all
         self._lent: set[str] = set()  # nonces of the leases whose holders sent some of it
@@ -113,6 +122,7 @@ class Shared:
         async with contextlib.AsyncExitStack() as stack:
             stream = None if self._is_asked else await self._from_bucket(stack, start)
             stream = stream or await self._from_holder(stack, start)
+            self.is_upstream = stream is None
             if stream is None:
                 stream = await stack.enter_async_context(self._source.open(start))
             yield stream
@@ -136,7 +146,8 @@ class Shared:
         while len(self._dead) < HOLDERS and not self._source.upstream.is_sealed:
             lease = await self._leases.claim(self.digest, self._dead)
             if lease is None or self._leases.is_ours(lease):
-                return None
+                # Who died, or gave it up meanwhile, may have brought it in.
+                return await self._from_bucket(stack, start) if self._dead else None
             link = await self._permitted()
             stream = await stack.enter_async_context(self._peers.open(lease, self.digest, start))
             if stream is not None:

@@ -13,6 +13,7 @@ from proxy.files import PIECE, Entry, Handle, Tree, hop
 from proxy.migrating import KINDS, Bring, Crossing, Item, Kind, Left, Outcome, is_of, limit, supersedes
 from proxy.stores import disk
 from proxy.stores.s3 import Stored, Taken, Unconditional
+from proxy.stores.sources import Whole
 
 _FOLDERS = {"link": "_links", "tag": "_tags", "history": "_history"}
 _SHARD_DEPTH = 2  # slashes in the key of a directory that has blobs
@@ -104,7 +105,7 @@ class Outbound:
             self._crossing.arrived(count)
 
         try:
-            await self._crossing.bucket.upload(key, handle, sent)
+            await self._crossing.bucket.upload(key, Whole(handle), sent)
         except BaseException:
             self._crossing.arrived(-done)
             raise

@@ -56,5 +56,6 @@ async def open_tier(
         stack.push_async_callback(one.aclose)
     replicas = Replicas(durable, leases, peers)
     uploads = Uploads(tree, durable, replicas.have, metrics, log)
+    stack.push_async_callback(uploads.aclose)
     shared = Shared(replicas, uploads, Lending(tree, identity))
     return Tier(TieredBlobs(tree, durable, uploads), TieredRepositories(tree, durable, uploads), shared)

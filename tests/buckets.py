@@ -52,6 +52,14 @@ class TestBucket:
     def __delitem__(self, key: str) -> None:
         self.client.delete_object(Bucket=self.name, Key=key)  # type: ignore[attr-defined]
 
+    def parts(self) -> list[int]:
+        """The sizes of the parts of all uploads that have begun and not ended."""
+        listed = [
+            self.client.list_parts(Bucket=self.name, Key=key, UploadId=upload)  # type: ignore[attr-defined]
+            for key, upload in self._begun()
+        ]
+        return [part["Size"] for one in listed for part in one.get("Parts", ())]
+
     def head(self, key: str) -> dict[str, object]:
         """What is said of an object."""
         found: dict[str, object] = self.client.head_object(Bucket=self.name, Key=key)  # type: ignore[attr-defined]
@@ -64,8 +72,11 @@ class TestBucket:
 
     def uploads(self) -> list[str]:
         """The keys of uploads that have begun and not ended."""
+        return [key for key, _ in self._begun()]
+
+    def _begun(self) -> list[tuple[str, str]]:
         page = self.client.list_multipart_uploads(Bucket=self.name)  # type: ignore[attr-defined]
-        return [entry["Key"] for entry in page.get("Uploads", ())]
+        return [(entry["Key"], entry["UploadId"]) for entry in page.get("Uploads", ())]
 
 
 @contextlib.contextmanager

@@ -17,9 +17,9 @@ from cachetools import LRUCache
 from pydantic import SecretStr
 
 from proxy.blob_stream import Interrupted
-from proxy.files import Handle
 from proxy.single_flight import SingleFlight
 from proxy.stores.s3 import Bucket, BucketError, ObjectStream, Taken
+from proxy.stores.sources import Source
 from proxy.telemetry import Logger, Metrics
 
 PATIENCE = 3.0  # seconds for an answer that a pull waits for
@@ -176,20 +176,23 @@ class Durable:
                 raise
             self._worked(Use.STREAM, began)
 
-    async def upload(self, key: str, handle: Handle) -> bool:
-        """Put a file in place, unless an object of its size is there already; whether it is there now."""
+    async def upload(self, key: str, source: Source) -> bool:
+        """Put a file in place, unless an object of its size is there already; whether it is there now.
+
+        Raises OSError where the file cannot be read, Vanished.
+        """
         if self._rests(Use.UPLOAD):
             return False
         began = time.monotonic()
         try:
-            if key not in self._disowned and _is_content(key) and await self._bucket.size(key) == handle.size:
+            if key not in self._disowned and _is_content(key) and await self._bucket.size(key) == source.size:
                 return True  # which tells nothing of uploading
-            await self._bucket.upload(key, handle)
+            await self._bucket.upload(key, source)
         except BucketError as error:
             self._failed(Use.UPLOAD, error.reason)
             return False
         self._worked(Use.UPLOAD, began)
-        self._metrics.bucket_bytes.labels("up").inc(handle.size)
+        self._metrics.bucket_bytes.labels("up").inc(source.size)
         self._disowned.pop(key, None)
         return True
 

@@ -7,10 +7,10 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import aiohttp
 from aiobotocore.config import AioConfig
@@ -30,13 +30,16 @@ from pydantic import SecretStr
 
 from proxy import sections
 from proxy.blob_stream import Interrupted, Watch
-from proxy.files import Handle, hop
+from proxy.files import hop
 from proxy.stores.s3_keys import Keys
 from proxy.stores.s3_urls import SignedUrls, client_settings
+from proxy.stores.sources import Source, Vanished
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3.client import S3Client
     from types_aiobotocore_s3.type_defs import CompletedPartTypeDef
+
+T = TypeVar("T")
 
 PART = 16 * 1024 * 1024  # bytes of a part of an upload; S3 wants 5 MiB at least, and ten thousand of them at most
 PARTS_AT_ONCE = 4  # of all uploads together: as much memory as so many parts
@@ -306,23 +309,24 @@ class Bucket:
 
     # Uploads
 
-    async def upload(self, key: str, handle: Handle, sent: Callable[[int], None] = lambda _: None) -> None:
+    async def upload(self, key: str, source: Source, sent: Callable[[int], None] = lambda _: None) -> None:
         """Put a file in place: nothing of it is visible before all of it is. What is there already is replaced.
 
         Without a condition, since who writes a key of a digest writes the same, and parts know none on every store.
-        `sent` is told of bytes that have got there. Raises OSError where the file cannot be read.
+        `sent` is told of bytes that have got there. Raises OSError where the file cannot be read, Vanished.
         """
-        if handle.size <= PART:
+        if source.size <= PART:
             async with self._in_memory:
-                await self.write(key, await handle.read(0, handle.size))
-            sent(handle.size)
+                await source.there(source.size)
+                await self.write(key, await source.read(0, source.size))
+            sent(source.size)
             return
         where = {**self._where, "Key": self._key(key)}
-        with _disk_apart(), _explained():
-            begun = await self._client.create_multipart_upload(**where, **self._keeping(handle.size))
+        with _source_apart(), _explained():
+            begun = await self._client.create_multipart_upload(**where, **self._keeping(source.size))
             upload = begun["UploadId"]
             try:
-                parts = await self._parts(where, upload, handle, sent)
+                parts = await self._parts(where, upload, source, sent)
                 done = await self._client.complete_multipart_upload(
                     **where, UploadId=upload, MultipartUpload={"Parts": parts}
                 )
@@ -333,23 +337,23 @@ class Bucket:
                 raise
 
     async def _parts(
-        self, where: Mapping[str, Any], upload: str, handle: Handle, sent: Callable[[int], None]
+        self, where: Mapping[str, Any], upload: str, source: Source, sent: Callable[[int], None]
     ) -> "list[CompletedPartTypeDef]":
-        size = max(PART, -(-handle.size // 9_000))  # ten thousand at most
+        size = max(PART, -(-source.size // 9_000))  # ten thousand at most
+        tasks = []
 
         async def one(number: int, offset: int) -> "CompletedPartTypeDef":
             async with self._in_memory:
-                body = await _read(handle, offset, size)
+                body = await _of_source(source.read(offset, size))
                 async with _getting_on(len(body)):
                     done = await self._client.upload_part(**where, UploadId=upload, PartNumber=number, Body=body)
             sent(len(body))
             return {"PartNumber": number, "ETag": done["ETag"]}
 
         async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(one(number, offset))
-                for number, offset in enumerate(range(0, handle.size, size), start=1)
-            ]
+            for number, offset in enumerate(range(0, source.size, size), start=1):
+                await _of_source(source.there(min(source.size, offset + size)))  # which takes no memory yet
+                tasks.append(group.create_task(one(number, offset)))
         return [task.result() for task in tasks]
 
     async def abandon(self, before: float) -> int:
@@ -463,30 +467,30 @@ def _getting_on(size: int) -> asyncio.Timeout:
     return asyncio.timeout(2 * STALL + size / SLOWEST)
 
 
-class _Unreadable(Exception):
-    """A file could not be read: that is no failure of the bucket's."""
+class _OfSource(Exception):
+    """What was to be uploaded cannot be had: that is no failure of the bucket's."""
 
-    def __init__(self, error: OSError) -> None:
+    def __init__(self, error: Exception) -> None:
         super().__init__(str(error))
         self.error = error
 
 
-async def _read(handle: Handle, offset: int, size: int) -> bytes:
+async def _of_source(wanted: Awaitable[T]) -> T:
     try:
-        return await handle.read(offset, size)
-    except OSError as error:
-        raise _Unreadable(error) from None
+        return await wanted
+    except (OSError, Vanished) as error:
+        raise _OfSource(error) from None
 
 
 @contextlib.contextmanager
-def _disk_apart() -> Iterator[None]:
-    """Around an upload: what the disk fails with is raised as such."""
+def _source_apart() -> Iterator[None]:
+    """Around an upload: what its source fails with is raised as such."""
     failure: BaseException | None = None
     try:
         yield
-    except* _Unreadable as group:
+    except* _OfSource as group:
         failure = _first(group)
-    if isinstance(failure, _Unreadable):
+    if isinstance(failure, _OfSource):
         raise failure.error
 
 
@@ -495,7 +499,7 @@ def _explained() -> Iterator[None]:
     """Around what a store may refuse: as BucketError, in words."""
     try:
         yield
-    except* _Unreadable:
+    except* _OfSource:
         raise
     except* Exception as group:  # a library may trip in any way over what a server says
         error = _first(group)

@@ -15,6 +15,7 @@ from proxy.files import Tree, hop
 from proxy.oci.digest import Digest
 from proxy.stores.disk import UPLOADS, blob_digest, upload_key
 from proxy.stores.durable import Durable
+from proxy.stores.sources import Source, Vanished, Whole
 from proxy.telemetry import Logger, Metrics
 
 AT_ONCE = 4  # of one process
@@ -48,6 +49,7 @@ class Uploads:
         self._log = log
         self._known: set[str] = set()  # keys to upload that this process knows of, and is not at
         self._left: dict[str, tuple[float, int]] = {}  # to other replicas: when to look again, how often yet
+        self._early: dict[str, asyncio.Task[bool]] = {}  # of what is still on its way in
         self._changed = asyncio.Event()
         self._failures = 0  # rounds in a row
         self._looked = -math.inf  # of the monotonic clock
@@ -129,10 +131,43 @@ class Uploads:
         return True
 
     async def _upload(self, key: str) -> bool:
+        early = self._early.get(key)
+        if early is not None and await asyncio.shield(early):
+            return True
         handle = await self._tree.open(key)
         if handle is None:
             return True  # it never came to be, or was found to be damaged
         try:
-            return await self._durable.upload(key, handle)
+            return await self._durable.upload(key, Whole(handle))
         finally:
             handle.close()
+
+    # What is uploaded while it comes
+
+    def follow(self, key: str, source: Source, ended: Callable[[], None]) -> None:
+        """Have a blob uploaded while it is still on its way in. Should that fail, it is uploaded once it is there.
+
+        `ended` is called when it is read no more.
+        """
+        task = asyncio.create_task(self._followed(source, key))
+        self._early[key] = task
+
+        def over(done: asyncio.Task[bool]) -> None:
+            if self._early.get(key) is done:
+                del self._early[key]
+            ended()
+
+        task.add_done_callback(over)
+
+    async def _followed(self, source: Source, key: str) -> bool:
+        try:
+            return await self._durable.upload(key, source)
+        except (OSError, Vanished):  # whoever brings it in has said why
+            return False
+
+    async def aclose(self) -> None:
+        """Break off what has begun; what is there is uploaded by the next process."""
+        tasks = list(self._early.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

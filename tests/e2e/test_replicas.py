@@ -34,7 +34,7 @@ HALF = 600_000
 def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is looked at every few seconds is looked at often."""
     monkeypatch.setattr(leases, "LOOK", 0.02)
-    monkeypatch.setattr(leases, "GRACE", 0.05)
+    monkeypatch.setattr(leases, "GRACE", 1.0)
     monkeypatch.setattr(uploads, "LEAVE", 0.02)
 
 

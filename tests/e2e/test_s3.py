@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from proxy import candidates, trial
+from proxy import candidates, fill, trial
 from proxy.files import Tree, hop
 from proxy.sections import S3
-from proxy.stores import durable, tiered, uploads
+from proxy.stores import durable, s3, tiered, uploads
 from tests.buckets import REGION, TestBucket
 from tests.faulty_disk import FaultyDisk, Point
 
@@ -367,3 +367,58 @@ async def test_what_others_have_recorded_counts_though_the_disk_takes_none_of_it
         assert (await proxy.get(f"/v2/{REPO}/manifests/v1")).body == image.body
         disk.heal()
         await pull(proxy, image)
+
+
+BIG = bytes(range(256)) * (12 * 1024 * 1024 // 256)
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is large begins at less."""
+    monkeypatch.setattr(s3, "PART", 5 * 1024 * 1024)
+    monkeypatch.setattr(fill, "LARGE", 10 * 1024 * 1024)
+
+
+@pytest.mark.usefixtures("small_parts")
+async def test_a_large_blob_is_uploaded_while_it_comes_and_is_there_once_it_is_right(
+    upstream: FakeRegistry, bucket: TestBucket, store: Path
+) -> None:
+    digest = upstream.add_blob(REPO, BIG)
+    gate = upstream.on("GET", blob=digest).gate(after=11 * 1024 * 1024)
+    async with cached(configured(upstream.url, bucket), store) as proxy:
+        pulling = asyncio.create_task(proxy.get(f"/v2/{REPO}/blobs/{digest}"))
+        await gate.reached.wait()
+        async with asyncio.timeout(20):
+            while [len(BIG[: 5 * 1024 * 1024])] * 2 != await hop(bucket.parts):  # noqa: ASYNC110  nobody tells
+                await asyncio.sleep(0.02)
+        assert key_of(digest) not in await hop(bucket.keys)
+        gate.open()
+        assert (await pulling).body == BIG
+        await uploaded(store)
+        sent = proxy.metrics.registry.get_sample_value("entrepot_bucket_bytes_total", {"direction": "up"}) or 0.0
+        assert len(BIG) <= sent < 2 * len(BIG)
+    assert await hop(bucket.__getitem__, key_of(digest)) == BIG
+    assert await hop(bucket.uploads) == []
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("ending", ["wrong bytes", "shutdown"])
+async def test_of_a_large_blob_that_does_not_come_right_nothing_is_in_the_bucket(
+    upstream: FakeRegistry, bucket: TestBucket, store: Path, ending: str
+) -> None:
+    digest = upstream.add_blob(REPO, BIG)
+    rule = upstream.on("GET", blob=digest)
+    gate = (rule.wrong_bytes() if ending == "wrong bytes" else rule).gate(after=11 * 1024 * 1024)
+    async with cached(configured(upstream.url, bucket), store) as proxy:
+        pulling = asyncio.create_task(proxy.get(f"/v2/{REPO}/blobs/{digest}"))
+        await gate.reached.wait()
+        async with asyncio.timeout(20):
+            while not await hop(bucket.parts):  # noqa: ASYNC110  nobody tells
+                await asyncio.sleep(0.02)
+        if ending == "wrong bytes":
+            gate.open()
+            assert (await pulling).ended == "short"
+            await proxy.settled()
+    pulling.cancel()
+    assert key_of(digest) not in await hop(bucket.keys)
+    assert await hop(bucket.uploads) == []

@@ -17,6 +17,7 @@ from proxy.files import Handle, Tree, hop
 from proxy.stores import s3
 from proxy.stores.disk import open_tree
 from proxy.stores.s3 import Bucket, BucketError, Taken
+from proxy.stores.sources import Whole
 from tests.buckets import KEYS, REGION, TestBucket
 from tests.faulty_disk import FaultyDisk, Point
 
@@ -143,8 +144,8 @@ async def test_a_file_of_any_size_is_uploaded(
     monkeypatch.setattr(s3, "PART", 5 * 1024 * 1024)
     body = (b"0123456789abcdef" * (size // 16 + 1))[:size]
     handle = await file(tree, body)
-    await opened.upload("blob", handle)
-    await opened.upload("blob", handle)  # once more: it is the same
+    await opened.upload("blob", Whole(handle))
+    await opened.upload("blob", Whole(handle))  # once more: it is the same
     handle.close()
     assert await hop(outside.__getitem__, "cache/blob") == body
     assert await hop(outside.uploads) == []
@@ -166,7 +167,7 @@ async def test_an_upload_that_fails_leaves_nothing_behind(
 
     monkeypatch.setattr(opened._client, "upload_part", failing)
     with pytest.raises(BucketError):
-        await opened.upload("blob", handle)
+        await opened.upload("blob", Whole(handle))
     handle.close()
     assert await hop(outside.keys) == []
     assert await hop(outside.uploads) == []
@@ -180,7 +181,7 @@ async def test_a_file_that_cannot_be_read_is_the_disks_failure_and_not_the_bucke
     handle = await file(tree, b"x" * size)
     FaultyDisk(monkeypatch).fail(Point("pread", 1, errno.EIO))
     with pytest.raises(OSError, match="Input/output error"):
-        await opened.upload("blob", handle)
+        await opened.upload("blob", Whole(handle))
     handle.close()
     assert await hop(outside.uploads) == []
 
