@@ -244,9 +244,15 @@ def say(answers: Sequence[Answer], sentence: Callable[[Answer], str], as_json: b
 
 def asked(path: Path | None, server: str | None, question: Callable[[Where], T]) -> T:
     """The answer of a server, or of the directory; what is wrong is said in a line."""
+    with excused(), _opened(path, server) as desk:
+        return question(desk)
+
+
+@contextlib.contextmanager
+def excused() -> Iterator[None]:
+    """What cannot be answered is said in a line, and ends the command."""
     try:
-        with _opened(path, server) as desk:
-            return question(desk)
+        yield
     except OciError as error:
         refuse(error, EXIT_NOT_CACHED if error.problem.status == HTTPStatus.NOT_FOUND else 2)  # as over HTTP
     except (Unanswered, UnsafeDirectory) as error:
