@@ -7,6 +7,7 @@ import fcntl
 import gc
 import hashlib
 import os
+import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from proxy import files
-from proxy.files import Handle, SpoolState, Tree, hop
+from proxy.files import Extent, Handle, Outlet, Senders, SpoolState, Tree, hop
 from proxy.stores.disk import open_tree
 from tests.faulty_disk import FAULTS, NOTHING, SHORT, FaultyDisk, Point, points
 
@@ -531,8 +532,20 @@ async def fill_and_open(tree: Tree) -> None:
     assert stored is not None
     try:
         assert await stored.read(0, 100) == b"body"
+        await send(stored)
     finally:
         stored.close()
+
+
+async def send(stored: Handle) -> None:
+    """A file to somebody else."""
+    senders = Senders(1)
+    near, far = socket.socketpair()
+    with near, far, contextlib.closing(senders):
+        near.setblocking(False)
+        with contextlib.closing(Outlet(near.fileno())) as outlet:
+            assert await outlet.send(senders, Extent(stored, 0, 4)) == outlet.sent == 4
+        assert far.recv(100) == b"body"
 
 
 async def test_a_look_at_all_files_ends_when_the_store_is_closed_and_leaves_nothing_to_complain_of(
