@@ -8,7 +8,7 @@ import click
 from rich.console import Console
 
 from proxy import __version__, check, demo, trial
-from proxy.commands import bench, bundles, images, lifecycle, migrate, record, scrub, tags, warm
+from proxy.commands import bench, bucket, bundles, images, lifecycle, migrate, record, scrub, tags, warm
 from proxy.commands.loading import EXIT_CONFIG, config_option, guarded, load
 from proxy.config import Config
 from proxy.serving import Signals, bind, serve
@@ -102,7 +102,7 @@ async def _serve(settings: Config, path: Path | None, worker_socket: int | None)
 
 COMMANDS = (
     *images.COMMANDS, *tags.COMMANDS, *warm.COMMANDS, *bundles.COMMANDS, *record.COMMANDS, *lifecycle.COMMANDS,
-    *scrub.COMMANDS, *migrate.COMMANDS, *bench.COMMANDS,
+    *scrub.COMMANDS, *migrate.COMMANDS, *bench.COMMANDS, *bucket.COMMANDS,
 )  # fmt: skip
 for command in COMMANDS:
     main.add_command(command)

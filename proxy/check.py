@@ -157,6 +157,10 @@ def _kept(s3: S3) -> list[str]:
         said.append(
             f"Clients from {networks} are sent to {where} for blobs, with a URL that is good for {s3.redirect_for:g} s."
         )
+    if s3.keep_unused is not None:
+        said.append(f"What no replica used for {s3.keep_unused / 86400:g} days goes from there.")
+    if s3.max_size:
+        said.append(f"At most {size(s3.max_size)} of blobs are kept there: what was used longest ago goes.")
     return said + [f"From {size(rule.min_size)} on: {rule.name}." for rule in s3.storage_class]
 
 

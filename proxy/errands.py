@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 
-from proxy import files, lifecycle, recording
+from proxy import files, lifecycle, pins, recording
 from proxy.config import Config
 from proxy.desk import Answer
 from proxy.expiry import Expiry
@@ -14,10 +14,17 @@ from proxy.origin import Replicas
 from proxy.rounds import Round, Stock
 from proxy.scrubbing import Scrubber
 from proxy.stores.disk import announce_change
+from proxy.stores.durable import Durable
+from proxy.stores.leases import DIRECTORY as LEASES
 from proxy.telemetry import Logger, Metrics
+from proxy.tidying import Tidying
+from proxy.uses import DIRECTORY as USES
+from proxy.uses import LIFE, Uses
 
 SWEEP = 3600.0  # seconds between looks for files that nobody came back for
 ABANDON = 24 * 3600.0  # seconds after which an upload is nobody's any more, and between looks for such
+TELL = 3600.0  # seconds between tellings of what was used, and between looks whether the bucket is to be tidied
+LEFT = 7 * 86400.0  # seconds after which what a replica that died left in the bucket is removed
 FORGET = 24 * 3600.0  # seconds between looks for records of what is gone
 
 
@@ -41,7 +48,7 @@ class Errands:
             *self._scrubs(scrubber),
             *self._expiries(),
             *self._rounds(stock),
-            *self._abandons(replicas),
+            *self._bucket_jobs(replicas),
         ]
 
     def _sweep(self) -> None:
@@ -73,7 +80,22 @@ class Errands:
             going = Round(entry, self._config.routes, stock, self._metrics, self._log)
             yield Job(going.name, entry.every, going)
 
-    def _abandons(self, replicas: Replicas | None) -> Iterator[Job]:
-        """Uploads to the bucket that a crash, here or elsewhere, cut short."""
-        if replicas is not None:
-            yield Job("abandon", ABANDON, lambda: replicas.durable.abandon(time.time() - ABANDON))
+    def _bucket_jobs(self, replicas: Replicas | None) -> Iterator[Job]:
+        if self._config.store.s3 is None or replicas is None:
+            return
+        durable = replicas.durable
+        uses = Uses(
+            self._tree, durable, replicas.leases.holder,
+            kept=lambda: pins.kept(self._tree), record_uses=self._housekeeping.record_uses,
+        )  # fmt: skip
+        yield Job("uses", TELL, uses.tell)
+        yield Job("abandon", ABANDON, lambda: _sweep_bucket(durable))
+        tidying = Tidying(self._config.store.s3, durable, self._metrics, self._log)
+        if tidying.has_limits:
+            yield Job("tidy", TELL, tidying.run)
+
+
+async def _sweep_bucket(durable: Durable) -> None:
+    """What a crash, here or elsewhere, left in the bucket, and what says nothing any more."""
+    await durable.abandon(time.time() - ABANDON)
+    await durable.sweep({f"{LEASES}/": LEFT, "trial/": LEFT, f"{USES}/": LIFE})

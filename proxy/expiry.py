@@ -20,12 +20,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from proxy import lifecycle
+from proxy.beside import NICENESS, beside
 from proxy.lifecycle import Policies
 from proxy.stores.disk import announce_change, open_tree
 
 AT_ONCE = 50  # images that go before it is asked again what has been pulled
-NICENESS = 10  # of a machine that is busy, pulls get more
-LINE = 16 * 1024 * 1024  # bytes: an image may have many tags
 
 
 class Expiry:
@@ -45,20 +44,8 @@ class Expiry:
 
     async def run(self) -> None:
         """Take out what is due now. Raises OSError."""
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "proxy.expiry", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-            limit=LINE, start_new_session=True,  # a terminal's Ctrl-C is for the server
-        )  # fmt: skip
-        try:
-            await self._attend(process.stdin, process.stdout)  # type: ignore[arg-type]  # they are pipes
-            code = await process.wait()
-        finally:
-            if process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()  # it bears that at any point
-                await process.wait()
-        if code != 0:
-            raise OSError(errno.ECHILD, f"the process for it ended with {code}")
+        async with beside("proxy.expiry") as (orders, answers):
+            await self._attend(orders, answers)
 
     async def _attend(self, orders: asyncio.StreamWriter, answers: asyncio.StreamReader) -> None:
         orders.write(self._order)

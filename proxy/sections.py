@@ -134,6 +134,8 @@ class S3(Section):
     redirect_networks: Networks = ()
     redirect_for: Annotated[Seconds, Field(ge=1, le=3600)] = 60.0
     redirect_endpoint_url: str | None = None
+    keep_unused: Annotated[Seconds, Field(ge=2 * 86400)] | None = None
+    max_size: Bytes = 0
 
     @model_validator(mode="after")
     def _possible(self) -> Self:

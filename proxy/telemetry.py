@@ -165,6 +165,9 @@ class Metrics:
             "entrepot_bucket_bytes", "Bytes of blobs to the bucket (up) and from it (down)", ["direction"],
             registry=registry,
         )  # fmt: skip
+        self.bucket_evicted_bytes = Counter(
+            "entrepot_bucket_evicted_bytes", "Bytes of blobs that were evicted from the bucket", registry=registry
+        )
         self.lent_bytes = Counter(
             "entrepot_lent_bytes", "Bytes of blobs that replicas on one bucket gave each other (in, out)",
             ["direction"], registry=registry,

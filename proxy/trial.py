@@ -45,7 +45,10 @@ async def bucket_problems(settings: sections.S3 | None) -> list[str]:
     except TimeoutError:
         return [f"store.s3: {settings.bucket}: no answer within {LONGEST:g} s: check store.s3.endpoint_url"]
     if not is_conditional:
-        said.append("the store knows no conditional writes (If-None-Match): replicas on it bring in the same blob each")
+        said.append(
+            "the store knows no conditional writes (If-None-Match): replicas on it bring in the same blob each, and "
+            "none evicts from it"
+        )
     return [f"store.s3: {settings.bucket}: {problem}" for problem in said]
 
 

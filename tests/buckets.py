@@ -4,8 +4,11 @@ import contextlib
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 
 import boto3  # type: ignore[import-untyped]  # it has no types
+from moto.core.utils import utcnow
+from moto.s3.models import s3_backends
 from moto.server import ThreadedMotoServer
 
 REGION = "us-east-1"
@@ -69,6 +72,11 @@ class TestBucket:
         """The keys of all objects there are, below a prefix; a thousand at most."""
         page = self.client.list_objects_v2(Bucket=self.name, Prefix=prefix)  # type: ignore[attr-defined]
         return [entry["Key"] for entry in page.get("Contents", ())]
+
+    def age(self, key: str, days: float) -> None:
+        """Have an object be written so many days ago: moto keeps it in this process."""
+        (backend,) = (one for account in s3_backends.values() for one in account.values() if self.name in one.buckets)
+        backend.buckets[self.name].keys[key].last_modified = utcnow() - timedelta(days=days)
 
     def uploads(self) -> list[str]:
         """The keys of uploads that have begun and not ended."""

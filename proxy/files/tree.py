@@ -9,7 +9,7 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from dataclasses import dataclass
 
 import aiofiles
@@ -211,7 +211,7 @@ class Tree(Spools):
         """
         return list(self.walk(directory, strict=True) if strict else self.walk(directory))
 
-    def walk(self, directory: str, *, strict: bool = False) -> Iterator[Entry]:
+    def walk(self, directory: str, *, strict: bool = False) -> Generator[Entry, None, None]:
         """As scan(), one after the other, where there may be too many for a list.
 
         Raises OSError once the tree is closed: to go through a million files takes minutes, and the process is to end.

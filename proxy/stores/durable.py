@@ -10,7 +10,7 @@ import enum
 import math
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from cachetools import LRUCache
@@ -36,7 +36,7 @@ class Use(enum.Enum):
     STREAM = "blobs come from upstream"
     UPLOAD = "pulls go on, and uploads are tried again"
     REMOVE = "what upstream has no more, and what is damaged, stays there"
-    LIST = "uploads that a crash cut short stay there"
+    LIST = "what a crash has left there stays"
 
 
 ESSENTIAL = (Use.READ, Use.UPLOAD)
@@ -98,7 +98,8 @@ class Durable:
         self._is_conditional = is_conditional
         if not is_conditional:
             self._log.warning(
-                "bucket without conditional writes", meanwhile="each replica brings in what it is asked for itself"
+                "bucket without conditional writes",
+                meanwhile="each replica brings in what it is asked for itself, and none evicts from the bucket",
             )
         for reason in await self._bucket.unheeded():
             self._log.warning("bucket does less than is configured", reason=reason)
@@ -119,6 +120,26 @@ class Durable:
                     return await self._bucket.read(key, len(body)) == body  # an answer that was lost is asked for again
                 return True
         return None
+
+    async def change(self, key: str, limit: int, change: Callable[[bytes | None], Awaitable[bytes | None]]) -> bool:
+        """Have a small object be what `change` makes of it, which gets None if there is none of at most `limit` bytes.
+
+        It stays as it is where `change` returns None. Returns whether it is now as it is to be; raises what `change`
+        does.
+        """
+        known, is_read = None, False
+        if not self.is_away and not self._rests(Use.UPLOAD):
+            with self._noting(Use.READ):
+                known, is_read = await self._bucket.read(key, limit), True
+        if not is_read:
+            return False
+        body = await change(known)
+        if body is None:
+            return True
+        with self._noting(Use.UPLOAD):
+            await self._bucket.write(key, body)
+            return True
+        return False
 
     async def read(self, key: str, limit: int) -> bytes | None:
         """A small object; None if there is none of at most so many bytes, as far as can be known now."""
@@ -224,6 +245,17 @@ class Durable:
             count = await self._bucket.abandon(before)
             if count:
                 self._log.info("abandoned uploads given up", count=count)
+
+    async def sweep(self, lives: Mapping[str, float]) -> None:
+        """Remove what has outlived its use: below each prefix the objects written more than so many seconds ago."""
+        with self._noting(Use.LIST):
+            now, count = await self._bucket.now(), 0
+            for prefix, life in lives.items():
+                async with contextlib.aclosing(self._bucket.keys(prefix)) as found:
+                    async for one in found:
+                        count += one.modified < now - life and await self.remove(one.key)
+            if count:
+                self._log.info("objects that outlived their use removed from the bucket", count=count)
 
     async def _knows_conditions(self) -> bool:
         if self._is_conditional is None and (len(self._trial) or time.monotonic() - self._tried > TRIAL):

@@ -132,6 +132,11 @@ class Leases:
         """
         self._address, self._certificate = address, certificate
 
+    @property
+    def holder(self) -> str:
+        """What this directory is called in the bucket."""
+        return self._identity.holder
+
     def is_ours(self, lease: Lease) -> bool:
         """Whether a lease is this directory's: of this process, or of another that is no more."""
         return lease.holder == self._identity.holder

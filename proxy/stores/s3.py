@@ -9,6 +9,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -37,7 +38,7 @@ from proxy.stores.sources import Source, Vanished
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3.client import S3Client
-    from types_aiobotocore_s3.type_defs import CompletedPartTypeDef
+    from types_aiobotocore_s3.type_defs import CompletedPartTypeDef, HeadObjectOutputTypeDef
 
 T = TypeVar("T")
 
@@ -246,9 +247,18 @@ class Bucket:
 
     async def size(self, key: str) -> int | None:
         """How many bytes an object has; None if there is none."""
+        found = await self._head(key)
+        return None if found is None else found["ContentLength"]
+
+    async def written(self, key: str) -> float | None:
+        """When an object was written last, in seconds since the epoch; None if there is none."""
+        found = await self._head(key)
+        return None if found is None else found["LastModified"].timestamp()
+
+    async def _head(self, key: str) -> "HeadObjectOutputTypeDef | None":
         with _explained():
             try:
-                return (await self._client.head_object(**self._where, Key=self._key(key)))["ContentLength"]
+                return await self._client.head_object(**self._where, Key=self._key(key))
             except ClientError as error:
                 if _code(error) in _MISSING:
                     return None
@@ -281,6 +291,12 @@ class Bucket:
         """Remove an object, if it is there."""
         with _explained():
             await self._client.delete_object(**self._where, Key=self._key(key))
+
+    async def now(self) -> float:
+        """The store's own time, in seconds since the epoch: what it says of its objects is by that clock."""
+        with _explained():
+            page = await self._client.list_objects_v2(**self._where, Prefix=self._settings.prefix, MaxKeys=1)
+            return parsedate_to_datetime(page["ResponseMetadata"]["HTTPHeaders"].get("date", "")).timestamp()
 
     # URLs for others
 

@@ -45,6 +45,14 @@ def test_who_is_sent_to_the_bucket_is_said(tmp_path: Path) -> None:
     assert f"{sentence}, with a URL that is good for 300 s." in text
 
 
+def test_what_goes_from_the_bucket_is_said(tmp_path: Path) -> None:
+    bucket = '[store.s3]\nbucket = "images"\n'
+    assert "used" not in said(tmp_path, bucket)[1]
+    _, text = said(tmp_path, f'{bucket}keep_unused = "90d"\nmax_size = "2 TB"', width=200)
+    assert "What no replica used for 90 days goes from there." in text
+    assert "At most 2.0 TB of blobs are kept there: what was used longest ago goes." in text
+
+
 def test_which_repositories_have_which_lifecycle_policy_is_said_rule_by_rule(tmp_path: Path) -> None:
     counts: list[dict[str, object]] = [
         {"tagStatus": "tagged", "tagPatternList": ["v*", "*-arm"], "countType": "imageCountMoreThan"},

@@ -322,6 +322,8 @@ checksums = "when_supported"
 redirect_networks = ["10.0.0.0/8", "2001:db8::/32"]
 redirect_for = "5m"
 redirect_endpoint_url = "https://s3.example.com"
+keep_unused = "90d"
+max_size = "2 TB"
 """
 
 
@@ -333,7 +335,7 @@ def test_a_bucket_can_be_told_everything(tmp_path: Path) -> None:
         "bucket": "images", "endpoint_url": "https://ceph.example.com", "region": "eu-central-1", "profile": "cache",
         "addressing": "path", "expected_bucket_owner": "123456789012", "encryption": "aws:kms",
         "kms_key_id": "alias/cache", "checksums": "when_supported", "redirect_for": 300.0,
-        "redirect_endpoint_url": "https://s3.example.com",
+        "redirect_endpoint_url": "https://s3.example.com", "keep_unused": 90 * 86400.0, "max_size": 2 * 10**12,
     }  # fmt: skip
     assert [str(network) for network in s3.redirect_networks] == ["10.0.0.0/8", "2001:db8::/32"]
     assert [(rule.name, rule.min_size) for rule in s3.storage_class] == [("STANDARD_IA", 2**20), ("STANDARD", 0)]
@@ -358,6 +360,7 @@ def test_a_bucket_can_be_told_everything(tmp_path: Path) -> None:
         ('storage_class = [{ title = "STANDARD" }]', "store.s3.storage_class[0].name: is required"),
         ('redirect_networks = ["10.0.0.1/8"]', "store.s3.redirect_networks[0]: 10.0.0.1/8 has host bits set"),
         ('redirect_networks = "10.0.0.0/8"', "store.s3.redirect_networks: must be a list"),
+        ('keep_unused = "1d"', "store.s3.keep_unused: must be greater than or equal to 172800"),
         ("redirect_networks = []", "redirect_endpoint_url goes with redirect_networks"),
         ('redirect_for = "500ms"', "store.s3.redirect_for: must be greater than or equal to 1"),
         ('redirect_for = "2h"', "store.s3.redirect_for: must be less than or equal to 3600"),
