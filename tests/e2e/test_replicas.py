@@ -154,7 +154,7 @@ async def test_four_processes_serve_32_clients_by_one_transfer_though_one_that_f
         await four[3].stop(signal.SIGKILL)
         gate.open()
         assert await first == digest
-        came = await asyncio.gather(*pulls)
+        came = await asyncio.gather(*pulls, return_exceptions=True)  # of the killed one anything may come
         assert (set(came[:24]), upstream.count(method="GET")) == ({digest}, 1)
         await uploaded(four[0].store)
         for process in four[:3]:
