@@ -14,11 +14,15 @@ READ = 1024 * 1024
 
 
 class Upstream:
-    """A registry with one blob, at memory speed: every GET is answered with all of it, and its bytes are counted."""
+    """A registry with one blob: every GET is answered with all of it, and its bytes are counted.
+
+    `pace`: bytes a second for each connection; None: as fast as the machine can.
+    """
 
     def __init__(self, body: bytes) -> None:
         self._body = memoryview(body)
         self.sent = 0
+        self.pace: float | None = None
 
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection."""
@@ -33,9 +37,12 @@ class Upstream:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body))
         if request.startswith(b"GET"):
             self.sent += len(body)
+            began = time.perf_counter()
             for offset in range(0, len(body), READ):
                 writer.write(body[offset : offset + READ])
                 await writer.drain()
+                if self.pace is not None:
+                    await asyncio.sleep(began + (offset + READ) / self.pace - time.perf_counter())
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 REPEATS = 3
-SIZE = 64 * 1024 * 1024  # bytes of the blob
+SIZE = 256 * 1024 * 1024  # bytes of the blob
+GIGABIT = 125e6  # bytes a second
 MANY = 16
 
 
@@ -59,6 +60,11 @@ async def _round(contender: Contender, upstream: str, digest: str, registry: Ups
             async with contender.start(upstream, Path(folder)) as place:
                 results[f"cold, {clients}"] = await _case(place.host, digest, clients, registry)
                 results[f"warm, {clients}"] = await _case(place.host, digest, clients, registry)
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        async with contender.start(upstream, Path(folder)) as place:
+            registry.pace = GIGABIT
+            results["cold at 1 Gbit/s, 1"] = await _case(place.host, digest, 1, registry)
+            registry.pace = None
     return results
 
 

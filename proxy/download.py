@@ -5,39 +5,17 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 
-from proxy import files
 from proxy.blob_stream import Interrupted
 from proxy.eviction import STEP
-from proxy.files import Handle
-from proxy.oci.digest import Hasher
 from proxy.oci.errors import OciError, Problem
 from proxy.oci.retry import pause
 from proxy.origin import Incoming, Origin
 from proxy.reservation import Reservation
+from proxy.tee import Growth, Tee
 from proxy.telemetry import Logger
 
 ATTEMPTS = 5  # in a row that bring no byte, before giving up ...
 PERSEVERANCE = 60.0  # ... or seconds without one
-
-
-class Growth:
-    """What is on disk of a blob (`done` bytes) and the hash of just that: they never part."""
-
-    def __init__(self, writer: Handle, hasher: Hasher) -> None:
-        self._writer = writer
-        self.hasher = hasher
-        self.done = 0
-
-    async def resume(self, handle: Handle) -> None:
-        """Take over what an earlier process wrote."""
-        self.done = await files.rehash(handle, self.hasher)
-
-    async def append(self, data: memoryview) -> None:
-        """Write, hash and count. Raises OSError, having counted what the disk still took."""
-        while data:
-            written = await files.append(self._writer, self.done, self.hasher, data)
-            self.done += written
-            data = data[written:]
 
 
 class Download:
@@ -123,17 +101,20 @@ class Download:
         self._announce(self._growth.done)
 
     async def _pour(self, stream: Incoming) -> None:
-        """The one tee: each batch is hashed and written, then announced."""
+        """Take all that comes, each batch of it hashed, written and announced. What came before a break is kept."""
         skip = self._growth.done - stream.start  # upstream may have answered a resume with the whole
-        while data := memoryview(await stream.read()):
-            skip, data = max(0, skip - len(data)), data[skip:]
-            end = self._growth.done + len(data)
-            if self._total is not None and end > self._total:
-                raise self._invalid("sent more of a blob than there is")
-            if end > self._reservation.size:
-                await self._reserve()
-            await self._growth.append(data)
-            self._announce(self._growth.done)
+        tee = Tee(self._growth, self._announce)
+        try:
+            while data := memoryview(await stream.read()):
+                skip, data = max(0, skip - len(data)), data[skip:]
+                end = tee.end + len(data)
+                if self._total is not None and end > self._total:
+                    raise self._invalid("sent more of a blob than there is")
+                if end > self._reservation.size:
+                    await self._reserve()
+                await tee.put(data)
+        finally:
+            await tee.flush()
 
     async def _reserve(self) -> None:
         """Set space aside for what comes next, and no more: others' blobs go only for bytes that do come."""

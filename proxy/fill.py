@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from proxy import files
 from proxy.ahead import Ahead
 from proxy.blob_stream import LOW_SPEED
-from proxy.download import Download, Growth, is_invalid
+from proxy.download import Download, is_invalid
 from proxy.eviction import NoSpace, Space
 from proxy.files import Handle, SpoolState, Tree
 from proxy.oci.digest import Digest, Hasher
@@ -23,6 +23,7 @@ from proxy.reservation import Reservation
 from proxy.spool import End, Spool
 from proxy.stores.base import BlobStore, Link
 from proxy.stores.disk import blob_key
+from proxy.tee import Growth
 from proxy.telemetry import Logger
 from proxy.tier import Shared
 from proxy.upstream import Upstream

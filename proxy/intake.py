@@ -5,12 +5,12 @@ import contextlib
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 
-from proxy.download import Growth
 from proxy.eviction import STEP
 from proxy.files import PIECE, Handle, SpoolState
 from proxy.fill import Means
 from proxy.oci.digest import Digest
 from proxy.reservation import Reservation
+from proxy.tee import Growth
 
 Read = Callable[[int], Awaitable[bytes]]  # up to so many bytes; none at the end
 

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 import aiohttp
 from aiohttp.abc import AbstractResolver
+from aiohttp.client_reqrep import ConnectionKey
+from aiohttp.connector import Connection
+from aiohttp.tracing import Trace
 from yarl import URL
 
 from proxy.names import Names
@@ -36,7 +39,20 @@ class Sending:
     form: Mapping[str, str] | None = None
 
 
-class _ByProxy(aiohttp.TCPConnector):
+class _Connector(aiohttp.TCPConnector):
+    """A connection on which something has come that nobody asked for is not used again: aiohttp would take it for the
+    next answer, or wait for ever on a connection that it no longer reads.
+    """
+
+    async def _get(self, key: ConnectionKey, traces: list[Trace]) -> Connection | None:
+        while (found := await super()._get(key, traces)) is not None:
+            if found.protocol is not None and not found.protocol.should_close:
+                return found
+            found.close()
+        return None
+
+
+class _ByProxy(_Connector):
     """What aiohttp would do with one TLS context is done with two: the proxy is not who is asked through it.
 
     Else the proxy would be shown the client certificate, and not be verified where the upstream is insecure.
@@ -113,7 +129,7 @@ class Sessions:
     def _connector(self, guarded: bool, fresh: bool, by_proxy: bool) -> aiohttp.TCPConnector:
         if by_proxy:
             return _ByProxy(self._context_of_proxy, self._own_names, force_close=fresh)
-        return aiohttp.TCPConnector(
+        return _Connector(
             limit=0,
             force_close=fresh,
             keepalive_timeout=None if fresh else _KEEPALIVE,

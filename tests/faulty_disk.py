@@ -95,6 +95,7 @@ class FaultyDisk:
         self._lock = threading.Lock()
         for name in ("dup", "fstat", "stat", "fstatvfs", "scandir", "listdir", "fsync", "fchmod", "mkdir", "rename"):
             monkeypatch.setattr(os, name, self._plain("scandir" if name == "listdir" else name, getattr(os, name)))
+        monkeypatch.setattr(os, "fdatasync", self._plain("fsync", os.fdatasync))
         for name in ("unlink", "utime"):
             monkeypatch.setattr(os, name, self._plain(name, getattr(os, name)))
         monkeypatch.setattr(fcntl, "flock", self._plain("flock", fcntl.flock))

@@ -18,6 +18,7 @@ from proxy.files.calls import (
     read_hashed,
     read_number,
     rehash,
+    sync,
     write_number,
 )
 from proxy.files.machine import boot, count_descriptors, identity, raise_descriptor_limit, stamp, unhurried
@@ -58,6 +59,7 @@ __all__ = [
     "rehash",
     "replacing",
     "stamp",
+    "sync",
     "unhurried",
     "write_number",
 ]

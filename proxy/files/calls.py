@@ -115,6 +115,11 @@ def _append(fd: int, offset: int, hasher: Hasher, data: memoryview) -> int:
     return done
 
 
+async def sync(handle: Handle) -> None:
+    """Have what was written on disk. Raises OSError: then the file is worth nothing, and never to be synced again."""
+    await hop(os.fdatasync, handle.fd)
+
+
 async def rehash(handle: Handle, hasher: Hasher) -> int:
     """Feed a file's bytes to `hasher`; returns how many there were."""
     return await hop(_rehash, handle.fd, hasher)
