@@ -162,7 +162,8 @@ class Fill:
                 patient = looks < PATIENCE / POLL and state is SpoolState.GROWING
                 link = await (self._known() if patient else self._granted())
             if link is not None:
-                self._open(handle, size if state is SpoolState.COMMITTED else link.size)
+                is_trusted = self._means.shared is None or state is SpoolState.COMMITTED
+                self._open(handle, size if state is SpoolState.COMMITTED else link.size, is_trusted=is_trusted)
                 self.spool.advance(size)
                 if state is not SpoolState.GROWING:
                     return state
@@ -185,7 +186,7 @@ class Fill:
         self.spool.advance(await files.rehash(handle, hasher))
         return Result(End.UNCACHED, hasher=hasher)
 
-    def _open(self, handle: Handle, size: int | None) -> None:
+    def _open(self, handle: Handle, size: int | None, *, is_trusted: bool = True) -> None:
         if self.spool.is_open:
             return
         if size is None:
@@ -195,7 +196,7 @@ class Fill:
                 Problem.UPSTREAM_INVALID,
                 f"{self.repository.registry} has {size} bytes of a blob that its manifest says has {self._expected}",
             )
-        self.spool.open(handle, size)
+        self.spool.open(handle, size, is_trusted=is_trusted)
 
     async def _stored(self, handle: Handle) -> Result | None:
         """The blob may have been stored between the caller's look and our lock."""
@@ -264,7 +265,7 @@ class Fill:
         async def begin(total: int | None) -> None:
             if not self.spool.is_open:
                 await self._permissions.confirmed(self.repository, self.digest, total)
-                self._open(handle, total)
+                self._open(handle, total, is_trusted=origin.is_upstream)
                 self._upload_ahead(origin)
 
         origin = self._origin()
@@ -277,7 +278,12 @@ class Fill:
             announce=self.spool.advance,
             log=self._log,
         )
-        await download.run()
+        try:
+            await download.run()
+        except OciError as error:
+            if is_invalid(error) and not origin.is_upstream:
+                await origin.refute()
+            raise
         if not self.digest.matches(claim.growth.hasher):
             await origin.refute()
             raise OciError(Problem.UPSTREAM_INVALID, f"{self.repository.registry} sent a blob with wrong bytes")

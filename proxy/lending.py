@@ -13,7 +13,7 @@ from proxy.stores.leases import Identity
 
 PREFIX = "/-/leases/"  # and the digest; the offset as `start` in the query, the token as a bearer's
 HOLDER = "Entrepot-Holder"  # the header of an answer that says whose it is
-POLL = 0.01  # seconds between looks at a file that any process of this directory may be writing
+POLL, LONGEST_POLL = 0.01, 0.1  # seconds between looks at a file that any process of this directory may be writing
 
 
 class Loan:
@@ -31,17 +31,18 @@ class Loan:
 
     async def read(self) -> AsyncGenerator[Extent]:
         """To the end. Raises OciError if whoever writes it stops, OSError."""
-        offset = self._start
+        offset, pause = self._start, POLL
         while True:
             state, size = await self._state()
+            pause = min(LONGEST_POLL, 2 * pause)
             if offset < size:
                 yield Extent(self._handle, offset, size - offset)
-                offset = size
+                offset, pause = size, POLL
             if state is SpoolState.COMMITTED:
                 return
             if state is not SpoolState.GROWING:
                 raise OciError(Problem.BLOB_UNKNOWN, "nobody here brings it in any more")
-            await asyncio.sleep(POLL)
+            await asyncio.sleep(pause)
 
     async def is_growing(self) -> bool:
         """Whether somebody is writing it now. Closed if that cannot be known: raises OSError."""

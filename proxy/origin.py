@@ -11,7 +11,7 @@ from proxy.peers import Peers
 from proxy.stores.base import Link
 from proxy.stores.disk import blob_key
 from proxy.stores.durable import Durable
-from proxy.stores.leases import Leases
+from proxy.stores.leases import Lease, Leases
 from proxy.upstream import Upstream
 
 HOLDERS = 3  # of one lease that may turn out to be dead, one after the other, before a pull waits for none any more
@@ -105,9 +105,9 @@ class FromReplicas:
         self._expected = expected
         self.is_upstream = False
         self._is_asked = False
-        self._is_from_bucket = False  # some of it, or all
-        self._lent: set[str] = set()  # nonces of the leases whose holders sent some of it
-        self._dead: set[str] = set()  # ... and of those that nobody answers for
+        self._brought: list[int] = []  # from which bytes on the bucket sent some of it
+        self._lent: dict[str, int] = {}  # the same of holders, by the nonces of their leases
+        self._dead: set[str] = set()  # nonces of those that nobody answers for, or who answered and sent nothing
 
     @property
     def name(self) -> str:
@@ -132,36 +132,49 @@ class FromReplicas:
         stream = await stack.enter_async_context(self._durable.open(blob_key(self.digest), start))
         if stream is None:
             return None
-        is_nothing = stream.total == 0 and not self.digest.matches(self.digest.hasher())
-        if is_nothing or self._expected not in {None, stream.total}:
+        if stream.total == 0 and not self.digest.matches(self.digest.hasher()):
             await stack.aclose()
-            await self._durable.disown(blob_key(self.digest), "its size is not the blob's")
+            await self._durable.disown(blob_key(self.digest), "there is nothing in it")
+            return None
+        if self._expected not in {None, stream.total}:
+            # It is wrong, or the manifest is, which anybody may have written: what upstream sends replaces it if it is.
+            await stack.aclose()
             return None
         await self._permitted()
-        self._is_from_bucket = True
+        self._brought.append(start)
         return stream
 
     async def _from_holder(self, stack: contextlib.AsyncExitStack, start: int) -> Incoming | None:
         """What another replica lends; None if it is for this one to ask upstream."""
+        self._dead |= {nonce for nonce, begun in self._lent.items() if begun == start}
         while len(self._dead) < HOLDERS and not self._source.upstream.is_sealed:
             lease = await self._leases.claim(self.digest, self._dead)
             if lease is None or self._leases.is_ours(lease):
                 # Who died, or gave it up meanwhile, may have brought it in.
                 return await self._from_bucket(stack, start) if self._dead else None
-            link = await self._permitted()
-            stream = await stack.enter_async_context(self._peers.open(lease, self.digest, start))
+            stream = await self._lender(stack, lease, start)
             if stream is not None:
-                self._lent.add(lease.nonce)
+                self._lent[lease.nonce] = start
                 self._is_asked = False
-                stream.total = link.size if stream.total is None else stream.total
                 return stream
             self._dead.add(lease.nonce)
         return None
 
+    async def _lender(self, stack: contextlib.AsyncExitStack, lease: Lease, start: int) -> Incoming | None:
+        link = await self._permitted()
+        stream = await stack.enter_async_context(self._peers.open(lease, self.digest, start))
+        size = link.size if self._expected is None else self._expected
+        if stream is not None and stream.total is not None and size not in {None, stream.total}:
+            await stack.aclose()
+            return None
+        if stream is not None and stream.total is None:
+            stream.total = size
+        return stream
+
     async def refute(self) -> None:
-        if self._is_from_bucket:
+        if self._brought[:1] == [0] and not self._lent and not self.is_upstream:  # nobody else had a part in it
             await self._durable.disown(blob_key(self.digest), "its bytes are not the blob's")
         for nonce in self._lent:
             await self._leases.disown(self.digest, nonce)
-        if not self._is_from_bucket and not self._lent:
+        if self.is_upstream and not self._brought and not self._lent:
             await self._source.refute()

@@ -2,6 +2,9 @@
 
 import asyncio
 import contextlib
+import errno
+import ipaddress
+import socket
 from collections.abc import AsyncIterator, Callable
 
 import aiohttp
@@ -10,13 +13,14 @@ from yarl import URL
 
 from proxy.blob_stream import BlobStream
 from proxy.lending import HOLDER, PREFIX
+from proxy.oci.address import is_neighbour
 from proxy.oci.digest import Digest
 from proxy.stores.leases import Lease
 from proxy.telemetry import Logger
 
 PATIENCE = 3.0  # seconds for the head of an answer: who takes longer is taken for dead
 SILENCE, REMEMBERED = 30.0, 1024  # seconds for which such an address is not asked again, and how many are known
-STALL = 60.0  # seconds without a byte: longer than upstreams are given, for it is those that a holder waits for
+STALL = 30.0  # seconds without a byte
 
 
 class Peers:
@@ -63,7 +67,7 @@ class Peers:
     ) -> contextlib.AbstractAsyncContextManager[aiohttp.ClientResponse]:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0),
+                connector=aiohttp.TCPConnector(limit=0, socket_factory=_guarded_socket),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=aiohttp.ClientTimeout(total=None),
                 auto_decompress=False,
@@ -80,3 +84,11 @@ class Peers:
         """Close every connection."""
         if self._session is not None:
             await self._session.close()
+
+
+def _guarded_socket(info: aiohttp.AddrInfoType) -> socket.socket:
+    """A socket to where a replica may be: a lease may have been written by anybody who may write to the bucket."""
+    family, kind, protocol, _, place = info
+    if not is_neighbour(ipaddress.ip_address(str(place[0]).partition("%")[0])):
+        raise OSError(errno.EACCES, "no replica can be there")
+    return socket.socket(family=family, type=kind, proto=protocol)

@@ -99,8 +99,8 @@ class ComingBlob:
         if span is not None and span.length == self.size:
             span = None  # all of it, by another name: the digest can vouch for that
         offset, stop = (0, self.size) if span is None else (span.start, span.stop)
-        if span is not None and span.start > self._spool.watermark + NEAR:
-            async with contextlib.aclosing(self._directly(span)) as part:
+        if span is not None:
+            async with contextlib.aclosing(self._beside(span)) as part:
                 async for data in part:
                     offset += len(data)
                     yield data
@@ -115,7 +115,10 @@ class ComingBlob:
                     offset += len(data)
                     yield data
         if stop is not None and offset < stop:
-            raise self._spool.error or OciError(Problem.UPSTREAM_UNREACHABLE, "the blob broke off")
+            raise self._broken()
+
+    def _broken(self) -> OciError:
+        return self._spool.error or OciError(Problem.UPSTREAM_UNREACHABLE, "the blob broke off")
 
     async def arriving(self) -> AsyncGenerator[int]:
         there = 0
@@ -125,10 +128,27 @@ class ComingBlob:
         if self._spool.end is End.UNCACHED:
             raise OciError(Problem.OVERLOADED, "the cache has no room for it, or its disk takes no more")
         if self._spool.end is not End.VERIFIED:
-            raise self._spool.error or OciError(Problem.UPSTREAM_UNREACHABLE, "the blob broke off")
+            raise self._broken()
 
     def close(self) -> None:
         self._spool.leave()
+
+    async def _beside(self, span: Span) -> AsyncGenerator[bytes]:
+        """What of a part does not come by the spool: it is far ahead, or what the spool has will never be verified.
+
+        Of a part no end can be withheld: unless its bytes are upstream's, it waits until the digest holds.
+        """
+        if not self._spool.is_trusted:
+            await self._spool.ended()
+            if self._spool.end is End.FAILED:
+                raise self._broken()
+            if self._spool.end is End.VERIFIED:
+                return
+        elif span.start <= self._spool.watermark + NEAR:
+            return
+        async with contextlib.aclosing(self._directly(span)) as part:
+            async for data in part:
+                yield data
 
     async def _followed(self, offset: int, stop: int | None) -> AsyncGenerator[Extent]:
         """What the spool has and gets, from `offset`; ends early where the spool does."""
@@ -140,7 +160,7 @@ class ComingBlob:
             yield self._spool.extent(offset, until - offset)
             offset = until
         if self._spool.end is End.FAILED and (stop is None or offset < stop):
-            raise self._spool.error or OciError(Problem.UPSTREAM_UNREACHABLE, "the blob broke off")
+            raise self._broken()
 
     async def _directly(self, span: Span) -> AsyncGenerator[bytes]:
         """A span from upstream on its own; ends early where upstream does, or will not send a part.

@@ -124,9 +124,19 @@ class Through:
 
             yield read
 
+    async def answers(self) -> None:
+        """Raises OciError unless there is a registry at the address."""
+        async with self._asked("GET", URL(f"{self._url}/v2/", encoded=True)):
+            return
+
     @contextlib.asynccontextmanager
     async def _answer(self, method: str, repository: Repository, path: str) -> AsyncIterator[aiohttp.ClientResponse]:
         url = URL(f"{self._url}/v2/{repository.name}/{path}?ns={repository.registry}", encoded=True)
+        async with self._asked(method, url) as answer:
+            yield answer
+
+    @contextlib.asynccontextmanager
+    async def _asked(self, method: str, url: URL) -> AsyncIterator[aiohttp.ClientResponse]:
         try:
             # Redirects are followed, as clients do: they lead to the bucket.
             answer = await self._session.request(method, url, allow_redirects=True)

@@ -29,6 +29,7 @@ class Spool:
         self.end: End | None = None
         self.error: OciError | None = None
         self.hasher: Hasher | None = None  # the state at the watermark, once UNCACHED
+        self.is_trusted = True
         self._handle: Handle | None = None
         self._readers = 0
         self._opened = False
@@ -49,9 +50,13 @@ class Spool:
         """Whether upstream has said that there is such a blob."""
         return self._opened
 
-    def open(self, handle: Handle, size: int | None) -> None:
-        """Upstream has answered: readers may start. `handle` is the growing file; the spool keeps one of its own."""
+    def open(self, handle: Handle, size: int | None, *, is_trusted: bool = True) -> None:
+        """Upstream has answered: readers may start. `handle` is the growing file; the spool keeps one of its own.
+
+        `is_trusted`: its bytes come from upstream, who may send parts that nobody can verify.
+        """
         self._handle = handle.duplicate()
+        self.is_trusted = is_trusted
         self.size = size
         self._opened = True
         self._announce()
@@ -100,6 +105,11 @@ class Spool:
             await self._changed.wait()
         if not self._opened and self.error is not None:
             raise self.error
+
+    async def ended(self) -> None:
+        """Wait until nothing more will come."""
+        while self.end is None:
+            await self._changed.wait()
 
     async def beyond(self, offset: int) -> int:
         """Wait until there is a readable byte at `offset`, or no more to come; returns `readable`."""

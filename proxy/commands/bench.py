@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 
 import click
 from rich.console import Console
+from yarl import URL
 
 from proxy import plot
 from proxy.benching import Outcome, measure
@@ -111,18 +113,33 @@ def _check_files(options: Options) -> None:
     if options.plot_file is not None and options.plot_file.suffix.lower() != ".svg":
         raise click.BadParameter("SVG is what is drawn: write a name that ends in .svg", param_hint="--plot")
     for hint, file in (("--json", options.json_file), ("--plot", options.plot_file)):
-        if file is not None and not file.parent.is_dir():
+        if file is None or file == Path("-"):
+            continue
+        if not file.parent.is_dir():
             raise click.BadParameter(f"there is no directory {file.parent}", param_hint=hint)
+        if not os.access(file if file.exists() else file.parent, os.W_OK):
+            raise click.BadParameter(f"{file} cannot be written", param_hint=hint)
+    if options.is_dry and options.plot_file is not None:
+        raise click.BadParameter("a dry run measures nothing that could be drawn", param_hint="--plot")
+
+
+def _registry_url(text: str) -> str:
+    try:
+        url = URL(text)
+        is_good = url.scheme in {"http", "https"} and bool(url.host) and url.path in {"", "/"}
+    except ValueError:
+        is_good = False
+    if not is_good:
+        raise click.BadParameter(f"{text} is no URL of a registry: write http://127.0.0.1:5000", param_hint="--through")
+    return text.rstrip("/")
 
 
 @contextlib.contextmanager
 def _site(path: Path | None, options: Options) -> Iterator[Site]:
     """The cache that is measured. Where only its address is known, nobody tells what it holds."""
     config = load(path)
-    url = FrontDoor(config.server).url if options.through is None else options.through.rstrip("/")
+    url = FrontDoor(config.server).url if options.through is None else _registry_url(options.through)
     key = "server.listen, or name it by --through" if options.through is None else "--through"
-    if "://" not in url:
-        raise click.BadParameter(f"{url} is no URL: write http://{url}", param_hint="--through")
     if options.server is not None:
         yield Site(config, url, key, MemoryLimits(), Remote(options.server))
     elif options.through is not None:
@@ -163,7 +180,7 @@ async def _measured(site: Site, plan: Plan, outcome: Outcome) -> None:
 def _write(options: Options, plan: Plan, outcome: Outcome) -> None:
     texts: Sequence[tuple[str, Path | None, str]] = (
         ("--json", options.json_file, json.dumps(document(plan, outcome), indent=2) + "\n"),
-        ("--plot", None if options.is_dry else options.plot_file, plot.draw(outcome.runs)),
+        ("--plot", options.plot_file, plot.draw(outcome.runs)),
     )
     for hint, file, text in texts:
         if file == Path("-"):

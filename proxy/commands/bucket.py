@@ -1,5 +1,6 @@
 """`entrepot bucket`: what goes from the bucket, before it does and on demand."""
 
+import asyncio
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -68,12 +69,23 @@ def evict_command(
     if settings is None:
         refuse(ConfigError(["store.s3: there is no bucket in the configuration: set store.s3.bucket"]))
     report = Report(settings, _limits(settings, keep_unused, max_size), is_dry)
-    guarded(lambda: _run(report))
-    (_say_json if as_json else _say)(report)
-    if report.ended_by is not None:
-        refuse(f"store.s3: {settings.bucket}: {report.ended_by}", EXIT_FAILED)
-    if report.tally.failed:
+    guarded(lambda: _told(report, as_json))
+    if report.ended_by is not None or report.tally.failed:
         raise SystemExit(EXIT_FAILED)
+
+
+async def _told(report: Report, as_json: bool) -> None:
+    """Do it, and tell what was done, however it ends."""
+    try:
+        await _run(report)
+    except asyncio.CancelledError:
+        report.ended_by = "it was interrupted; what has gone is gone, and it can be run again"
+        raise
+    finally:
+        if report.ended_by is None or as_json or report.tally != Tally():
+            (_say_json if as_json else _say)(report)
+        if report.ended_by is not None:
+            click.echo(f"entrepot: store.s3: {report.settings.bucket}: {report.ended_by}", err=True)
 
 
 def _limits(settings: S3, keep_unused: float | None, max_size: int | None) -> Limits:

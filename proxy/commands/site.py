@@ -57,6 +57,8 @@ class Site:
 
     async def plan(self, wanted: Wanted) -> Plan:
         """Look at each image, which takes the GETs of its manifests; more than is to spare is refused."""
+        async with through(self._url, self._key) as cache:
+            await cache.answers()  # before anything is asked of upstream, or taken out
         orders = [await self._named(name, wanted) for name in wanted.images]
         bills = await self._bills(orders, wanted.is_direct)
         for bill in bills:

@@ -36,7 +36,9 @@ async def hop_to(threads: Executor | None, call: Callable[[], T]) -> T:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
         work.add_done_callback(_dispose)
-        await asyncio.wait({work})
+        while not work.done():
+            with contextlib.suppress(asyncio.CancelledError):  # aiohttp cancels twice where it ends amid an answer
+                await asyncio.wait({work})
         raise
 
 

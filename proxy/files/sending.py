@@ -1,6 +1,7 @@
 """Stretches of files on their way to sockets, without a copy through this process (sendfile(2))."""
 
 import asyncio
+import errno
 import os
 import select
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from proxy.files.calls import Handle, close_fd, hop_to, too_short
 
 BURST = 16 * 1024 * 1024  # bytes that a thread sends of one file before others have their turn
+_OF_THE_NETWORK = frozenset({errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.ENOTCONN})
 LINGER = 5  # milliseconds that it waits for a client to take more: one that is quick costs no way back to the loop
 
 
@@ -65,6 +67,10 @@ class Outlet:
                 if not self._takes_more():
                     break
                 continue
+            except OSError as error:
+                if error.errno in _OF_THE_NETWORK:
+                    raise ConnectionResetError(error.errno, error.strerror) from None
+                raise
             if not sent:
                 raise too_short()
             done += sent

@@ -22,6 +22,11 @@ _DENIED = tuple(
     )
 )
 
+# Services of clouds, at addresses that a machine of one's own might have otherwise.
+_METADATA = tuple(
+    ipaddress.ip_network(network) for network in ("168.63.129.16/32", "100.100.100.200/32", "fd00:ec2::254/128")
+)
+
 
 def is_public(address: Address) -> bool:
     """Whether an address, and every IPv4 address wrapped in it (mapped, NAT64, 6to4, Teredo), is public unicast."""
@@ -31,6 +36,15 @@ def is_public(address: Address) -> bool:
     if any(address in network for network in _DENIED if network.version == address.version):
         return False
     return address.is_global and not address.is_multicast and not address.is_reserved
+
+
+def is_neighbour(address: Address) -> bool:
+    """Whether another machine of one's own may have an address: public or private, and no cloud's own service."""
+    inner = _wrapped(address)
+    if inner:
+        return all(is_neighbour(one) for one in inner)
+    is_nobodys = address.is_link_local or address.is_multicast or address.is_unspecified or address.is_reserved
+    return not is_nobodys and not any(address in one for one in _METADATA if one.version == address.version)
 
 
 def is_permitted(address: Address, private_networks: Iterable[Network]) -> bool:

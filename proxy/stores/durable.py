@@ -152,7 +152,7 @@ class Durable:
 
     async def size(self, key: str) -> int | None:
         """How many bytes an object has; None if there is none, as far as can be known now."""
-        if self.is_away:
+        if self.is_away or key in self._disowned:
             return None
         with self._noting(Use.READ):
             async with asyncio.timeout(PATIENCE):

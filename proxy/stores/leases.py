@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import hashlib
 import hmac
-import ipaddress
 import json
 import re
 import secrets
@@ -91,16 +90,10 @@ class Lease:
 
 
 def is_address(text: str) -> bool:
-    """Whether this is where a replica may be: http(s)://host:port, and nothing of the machine's own network."""
+    """Whether this is where a replica may say that it is: http(s)://host:port. Who connects looks at the address."""
     url = URL(text)
-    has_more = url.user is not None or url.path not in {"", "/"} or "?" in text or "#" in text
-    if url.scheme not in {"http", "https"} or not url.host or has_more:
-        return False
-    try:
-        address = ipaddress.ip_address(url.host)
-    except ValueError:
-        return True  # a name
-    return not (address.is_link_local or address.is_multicast or address.is_unspecified)
+    has_more = url.path not in {"", "/"} or any(sign in text for sign in "?#@")
+    return url.scheme in {"http", "https"} and bool(url.host) and not has_more
 
 
 @dataclass(slots=True)

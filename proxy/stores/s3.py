@@ -45,6 +45,7 @@ T = TypeVar("T")
 PART = 16 * 1024 * 1024  # bytes of a part of an upload; S3 wants 5 MiB at least, and ten thousand of them at most
 PARTS_AT_ONCE = 4  # of all uploads together: as much memory as so many parts
 STALL = 30.0  # seconds without a byte
+PATIENCE = 2.0  # seconds for what is done on the way out
 CONNECT = 5.0  # seconds
 SLOWEST = 64 * 1024  # bytes a second at which an upload has to get on
 CONNECTIONS = 64
@@ -348,9 +349,21 @@ class Bucket:
                 )
                 _ = done["ETag"]
             except BaseException:
-                with contextlib.suppress(BotoCoreError, ClientError):
-                    await asyncio.shield(self._client.abort_multipart_upload(**where, UploadId=upload))
+                await self._given_up(where, upload)
                 raise
+
+    async def _given_up(self, where: Mapping[str, Any], upload: str) -> None:
+        """Give up an upload, if that can be done soon, also for who is cancelled: it is done once more some day."""
+
+        async def abort() -> None:
+            with contextlib.suppress(BotoCoreError, ClientError, TimeoutError):
+                async with asyncio.timeout(PATIENCE):
+                    await self._client.abort_multipart_upload(**where, UploadId=upload)
+
+        aborting = asyncio.create_task(abort())
+        while not aborting.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait({aborting})
 
     async def _parts(
         self, where: Mapping[str, Any], upload: str, source: Source, sent: Callable[[int], None]

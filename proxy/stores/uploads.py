@@ -7,6 +7,7 @@ so does what they stand for: it is not evicted.
 import asyncio
 import contextlib
 import math
+import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from itertools import islice
@@ -19,6 +20,7 @@ from proxy.stores.sources import Source, Vanished, Whole
 from proxy.telemetry import Logger, Metrics
 
 AT_ONCE = 4  # of one process
+EARLY = 8  # of blobs that are still on their way in: each holds its file open
 MOST = 4096  # keys that a process remembers: what is more waits on disk alone
 LOOK = 30.0  # seconds between looks for what a process that died has left, or what was too much to remember
 LEAVE, LEAVES = 5.0, 120  # seconds after which it is looked whether another replica has uploaded a blob, and how often
@@ -49,6 +51,8 @@ class Uploads:
         self._log = log
         self._known: set[str] = set()  # keys to upload that this process knows of, and is not at
         self._left: dict[str, tuple[float, int]] = {}  # to other replicas: when to look again, how often yet
+        self._going: dict[str, asyncio.Task[None]] = {}  # keys that are being uploaded
+        self._is_running = False
         self._early: dict[str, asyncio.Task[bool]] = {}  # of what is still on its way in
         self._changed = asyncio.Event()
         self._failures = 0  # rounds in a row
@@ -69,37 +73,61 @@ class Uploads:
 
     async def run(self) -> None:
         """Upload until cancelled; what fails is said by the bucket, and tried again."""
-        while True:
-            await self._durable.prove()  # here, since no start is to wait for a bucket
-            try:
-                is_done = await self._round()
-            except OSError as error:
-                self._log.warning("uploads put off", reason=error.strerror)
-                is_done = False
-            self._failures = 0 if is_done else self._failures + 1
-            await self._pause()
+        self._is_running = True
+        async with asyncio.TaskGroup() as group:
+            while True:
+                await self._durable.prove()  # here, since no start is to wait for a bucket
+                try:
+                    await self._look()
+                except OSError as error:
+                    self._log.warning("uploads put off", reason=error.strerror)
+                    self._failures += 1
+                for key in self._chosen():
+                    self._going[key] = group.create_task(self._go(key))
+                self._metrics.uploads_pending.set(len({*self._known, *self._going, *self._left}))
+                await self._pause()
 
-    async def _round(self) -> bool:
-        """A few uploads, side by side; whether none of them failed. Raises OSError."""
+    async def _look(self) -> None:
+        """Find what there is to upload that this process does not know of. Raises OSError."""
         now = time.monotonic()
         if now - self._looked > LOOK:
-            self._known |= await hop(lambda: set(islice(wanted(self._tree), MOST))) - self._left.keys()
+            found = await hop(lambda: set(islice(wanted(self._tree), MOST)))
+            self._known |= found - self._left.keys() - self._going.keys()
             self._looked = now
         self._known |= {key for key, (when, _) in self._left.items() if when <= now}
-        batch = [self._known.pop() for _ in range(min(AT_ONCE, len(self._known)))]
-        done = await asyncio.gather(*(self._one(key) for key in batch))
-        self._known |= {key for key, is_done in zip(batch, done, strict=True) if not is_done}
-        self._metrics.uploads_pending.set(len(self._known | self._left.keys()))
-        return all(done)
+
+    def _chosen(self) -> list[str]:
+        """What to begin with now: one slot is kept for what is small, so that no tag waits for somebody's layers."""
+        waiting = self._known - self._going.keys()
+        if self._failures:  # one at a time, and not always the same
+            return [secrets.choice(tuple(waiting))] if waiting and not self._going else []
+        blobs = sorted(key for key in waiting if _is_blob(key))
+        small = sorted(waiting.difference(blobs))
+        free = AT_ONCE - len(self._going)
+        for_blobs = min(free - len(small), AT_ONCE - 1 - sum(map(_is_blob, self._going)))
+        return small[:free] + blobs[: max(0, for_blobs)]
+
+    async def _go(self, key: str) -> None:
+        self._known.discard(key)
+        is_done = await self._one(key)
+        del self._going[key]
+        if is_done:
+            self._failures = 0
+        else:
+            self._known.add(key)
+            self._failures += not self._going or not self._failures
+        self._changed.set()
 
     async def _pause(self) -> None:
-        if self._failures:
+        """Wait for a change, or, after failures, for a while."""
+        seconds = LEAVE if self._left else LOOK
+        if self._failures and not self._going:
             await asyncio.sleep(min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(self._failures - 1, 10)))
-        elif not self._known:
-            self._changed.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LEAVE if self._left else LOOK):
-                    await self._changed.wait()
+            return
+        self._changed.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._changed.wait()
 
     async def _one(self, key: str) -> bool:
         """Upload one file; whether nothing is left to be done for it by this process."""
@@ -145,10 +173,13 @@ class Uploads:
     # What is uploaded while it comes
 
     def follow(self, key: str, source: Source, ended: Callable[[], None]) -> None:
-        """Have a blob uploaded while it is still on its way in. Should that fail, it is uploaded once it is there.
+        """Have a blob uploaded while it is still on its way in, where a server uploads, and not many are already.
 
-        `ended` is called when it is read no more.
+        Else, and should it fail, it is uploaded once it is there. `ended` is called when it is read no more.
         """
+        if not self._is_running or len(self._early) >= EARLY:
+            ended()
+            return
         task = asyncio.create_task(self._followed(source, key))
         self._early[key] = task
 
@@ -171,3 +202,8 @@ class Uploads:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _is_blob(key: str) -> bool:
+    """Whether it may be large; a link, a tag or a history is not."""
+    return key.startswith("blobs/")

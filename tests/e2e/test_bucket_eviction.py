@@ -148,7 +148,7 @@ async def test_of_many_replicas_one_evicts_in_a_day(
         assert sorted(map(str, filter(None, outcomes))) == ["it dies"]
         assert at_it == 1
         turns = [key for key in await hop(bucket.keys) if "/leases/evict-" in key]
-        assert turns == [f"cache/leases/evict-{time.time() // DAY:.0f}"]
+        assert len(turns) == 1
         await hop(bucket.__delitem__, turns[0])  # as if it was tomorrow
         with pytest.raises(RuntimeError):
             await due(other, "tidy")()
@@ -170,7 +170,8 @@ async def test_a_server_that_ends_ends_its_eviction_and_the_next_goes_on_where_i
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await hop(bucket.__delitem__, f"cache/leases/evict-{time.time() // DAY:.0f}")
+        (turn,) = [key for key in await hop(bucket.keys) if "/evict-" in key]
+        await hop(bucket.__delitem__, turn)
         await due(proxy, "tidy")()
         assert await hop(has, bucket, image) == {False}
 

@@ -15,7 +15,7 @@ import trustme
 
 from proxy import peers
 from proxy.files import hop
-from proxy.lending import PREFIX
+from proxy.lending import HOLDER, PREFIX
 from proxy.oci.digest import Digest
 from proxy.stores import leases, uploads
 from proxy.stores.leases import Identity, Lease
@@ -382,3 +382,77 @@ async def test_what_a_replica_has_of_one_that_died_it_uploads_itself(
         monkeypatch.setattr(holder.app.shared.lending, "_identity", Identity(b"another"))  # as if it was no more
         await uploaded(other.store)
     assert await hop(bucket.__getitem__, key_of(digest)) == DATA
+
+
+class Impostor:
+    """Somebody at a holder's address who answers as it would, and sends what a test wants."""
+
+    def __init__(self, lease: Lease, head: bytes, body: bytes) -> None:
+        self._answer = b"HTTP/1.1 200 OK\r\n%s: %s\r\n%s\r\n\r\n%s" % (
+            HOLDER.encode(),
+            lease.holder.encode(),
+            head,
+            body,
+        )
+        self.asked = 0
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            await reader.readuntil(b"\r\n\r\n")
+            self.asked += 1
+            writer.write(self._answer)
+            await reader.read()  # until the other end has had enough
+        writer.close()
+
+
+@contextlib.asynccontextmanager
+async def claimed_by_an_impostor(bucket: TestBucket, digest: str, head: bytes, body: bytes) -> AsyncIterator[Impostor]:
+    """A lease in the bucket whose holder is one."""
+    lease = Lease("0" * 64, "http://127.0.0.1:1", "1" * 64, digest[7:39])
+    impostor = Impostor(lease, head, body)
+    async with await asyncio.start_server(impostor, "127.0.0.1", 0) as server:
+        address = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        await hop(bucket.__setitem__, lease_key(digest), json.dumps(asdict(replace(lease, address=address))).encode())
+        yield impostor
+
+
+@pytest.mark.parametrize(
+    ("head", "body", "pulls"),
+    [
+        (b"Content-Length: %d" % (len(DATA) + 1), DATA + b"!", 1),
+        (b"Content-Length: %d" % (len(DATA) - 1000), DATA[:-1000], 1),
+        (b"Transfer-Encoding: chunked", b"%x\r\n%s\r\n0\r\n\r\n" % (len(DATA) + 9, DATA + b"too much!"), 2),
+        (b"Content-Length: %d" % len(DATA), DATA[::-1], 2),
+        (b"Content-Length: %d" % len(DATA), b"", 1),
+    ],
+    ids=["more", "less", "more in chunks", "wrong", "nothing"],
+)
+async def test_a_lease_in_the_bucket_keeps_no_blob_from_anybody_for_long(
+    upstream: FakeRegistry, bucket: TestBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    head: bytes, body: bytes, pulls: int,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(peers, "STALL", 0.5)
+    image = upstream.add_image(REPO, "v1", [DATA])
+    digest = image.layer_digests[0]
+    async with (
+        claimed_by_an_impostor(bucket, digest, head, body) as impostor,
+        cached(configured(upstream.url, bucket), tmp_path / "one") as one,
+    ):
+        await one.get(f"/v2/{REPO}/manifests/v1")  # which tells how long it is
+        came = [await pull(one, digest) for _ in range(pulls)]
+        assert came == ["short"] * (pulls - 1) + [digest]
+        assert impostor.asked
+
+
+async def test_a_part_of_what_another_replica_lends_is_given_to_nobody_before_the_digest_holds(
+    upstream: FakeRegistry, bucket: TestBucket, tmp_path: Path
+) -> None:
+    digest, head = upstream.add_blob(REPO, DATA), b"Content-Length: %d" % len(DATA)
+    async with (
+        claimed_by_an_impostor(bucket, digest, head, DATA[::-1]),
+        cached(configured(upstream.url, bucket), tmp_path / "one") as one,
+    ):
+        part = await one.get(f"/v2/{REPO}/blobs/{digest}", {"Range": "bytes=0-99999"})
+        assert part.ended != "complete" or part.body == DATA[:100_000]
+        part = await one.get(f"/v2/{REPO}/blobs/{digest}", {"Range": "bytes=0-99999"})
+        assert (part.status, part.body) == (206, DATA[:100_000])

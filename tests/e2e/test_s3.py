@@ -422,3 +422,52 @@ async def test_of_a_large_blob_that_does_not_come_right_nothing_is_in_the_bucket
     pulling.cancel()
     assert key_of(digest) not in await hop(bucket.keys)
     assert await hop(bucket.uploads) == []
+
+
+async def test_a_manifest_that_lies_about_a_size_costs_the_bucket_nothing(
+    upstream: FakeRegistry, bucket: TestBucket, store: Path, tmp_path: Path
+) -> None:
+    image = await filled(upstream, bucket, store)
+    layer = image.layer_digests[0]
+    liar = image.body.replace(b'"size": %d' % len(LAYER), b'"size": %d' % (len(LAYER) + 1)).replace(
+        b'"size":%d' % len(LAYER), b'"size":%d' % (len(LAYER) + 1)
+    )
+    assert liar != image.body
+    upstream.add_manifest("evil/app", liar, tags=["v1"])
+    async with cached(configured(upstream.url, bucket), tmp_path / "other") as proxy:
+        assert (await proxy.get("/v2/evil/app/manifests/v1")).body == liar
+        assert (await proxy.get(f"/v2/evil/app/blobs/{layer}")).status >= 400
+    assert await hop(bucket.__getitem__, key_of(layer)) == LAYER
+
+
+async def test_what_a_bad_beginning_on_disk_makes_wrong_costs_the_bucket_nothing(
+    upstream: FakeRegistry, bucket: TestBucket, store: Path, tmp_path: Path
+) -> None:
+    image = await filled(upstream, bucket, store)
+    layer, other = image.layer_digests[0], tmp_path / "other"
+    async with cached(configured(upstream.url, bucket), other) as proxy:
+        await hop((other / "spool" / layer.replace(":", "-")).write_bytes, b"rotten " * 100)
+        answer = await proxy.get(f"/v2/{REPO}/blobs/{layer}")
+        assert answer.ended != "complete" or answer.body == LAYER
+        assert (await proxy.get(f"/v2/{REPO}/blobs/{layer}")).body == LAYER
+        assert not [record for record in proxy.log if record["event"] == "object removed from the bucket"]
+
+
+async def test_a_tag_waits_for_nobodys_layers(
+    upstream: FakeRegistry, bucket: TestBucket, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    never, upload = asyncio.Event(), s3.Bucket.upload
+
+    async def slow(self: s3.Bucket, key: str, *rest: object) -> None:
+        if key.startswith("blobs/"):
+            await never.wait()
+        await upload(self, key, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(s3.Bucket, "upload", slow)
+    image = upstream.add_image(REPO, "v1", [b"layer %d" % number for number in range(6)])
+    async with cached(configured(upstream.url, bucket), store) as proxy:
+        await pull(proxy, image)
+        await until(lambda: all(key.startswith("blobs/") for key in pending(store)), "all that is small is uploaded")
+        assert any("/_tags/" in key for key in await hop(bucket.keys))
+        never.set()
+        await uploaded(store)

@@ -682,3 +682,23 @@ async def test_the_faulty_disk_stands_before_every_call(tree: Tree, faulty: Faul
     await keep_house(tree)
     faulty.heal()
     assert set(faulty.made) >= {*FAULTS} - {"wrap", "fstatvfs"}
+
+
+async def test_who_is_cancelled_twice_waits_for_the_thread_all_the_same() -> None:
+    begun, go_on, over = threading.Event(), threading.Event(), threading.Event()
+
+    def blocking() -> None:
+        begun.set()
+        go_on.wait()
+        over.set()
+
+    task = asyncio.create_task(hop(blocking))
+    await asyncio.to_thread(begun.wait)
+    for _ in range(3):
+        task.cancel()
+        await asyncio.sleep(0)
+    assert not task.done()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert over.is_set()

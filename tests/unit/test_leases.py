@@ -1,5 +1,6 @@
 """What is read of another replica's lease, and where this one says that it answers."""
 
+import ipaddress
 import json
 import socket
 
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.advertising import advertised
+from proxy.oci.address import is_neighbour
 from proxy.oci.digest import Digest
 from proxy.sections import Server
 from proxy.stores.leases import Identity, Lease
@@ -38,10 +40,6 @@ def test_a_replica_may_be_anywhere(address: str) -> None:
         {"address": "http://10.0.0.5:5000/v2/"},
         {"address": "http://10.0.0.5:5000?x"},
         {"address": "http://user@10.0.0.5:5000"},
-        {"address": "http://169.254.169.254"},
-        {"address": "http://[fe80::1]:80"},
-        {"address": "http://0.0.0.0:80"},
-        {"address": "http://224.0.0.1:80"},
         {"address": "file:///etc/passwd"},
         {"address": "http://"},
         {"address": "http://10.0.0.5:99999"},
@@ -61,6 +59,20 @@ def test_a_replica_may_be_anywhere(address: str) -> None:
 def test_what_could_lead_anywhere_else_is_no_lease(changed: dict[str, object]) -> None:
     assert parsed() is not None
     assert parsed(**changed) is None
+
+
+@pytest.mark.parametrize(
+    ("address", "may"),
+    [
+        ("10.0.0.5", True), ("127.0.0.1", True), ("8.8.8.8", True), ("100.64.0.1", True), ("fd00::5", True),
+        ("::ffff:10.0.0.5", True), ("169.254.169.254", False), ("::ffff:169.254.169.254", False), ("fe80::1", False),
+        ("0.0.0.0", False), ("::", False),  # noqa: S104  nobody binds to it
+        ("224.0.0.1", False), ("168.63.129.16", False), ("100.100.100.200", False),
+        ("fd00:ec2::254", False), ("64:ff9b::a9fe:a9fe", False), ("255.255.255.255", False),
+    ],
+)  # fmt: skip
+def test_a_replica_is_at_no_address_of_a_clouds_own_services(address: str, may: bool) -> None:
+    assert is_neighbour(ipaddress.ip_address(address)) is may
 
 
 JSON = st.recursive(

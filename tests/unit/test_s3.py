@@ -333,3 +333,25 @@ async def test_a_url_that_was_just_made_is_tried_and_leaves_nothing(outside: Tes
     async with Bucket(settings(outside, redirect_endpoint_url="http://127.0.0.1:9", **NEAR)) as opened:
         assert await opened.refuses_its_urls() is False  # not from here: clients may reach it
     assert await hop(outside.keys) == []
+
+
+async def test_an_upload_that_is_broken_off_waits_for_no_bucket(
+    opened: Bucket, tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "PART", 5 * 1024 * 1024)
+    monkeypatch.setattr(s3, "PATIENCE", 0.05)
+    handle, reached = await file(tree, b"x" * (12 * 1024 * 1024)), asyncio.Event()
+
+    async def frozen(**_: object) -> None:
+        reached.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(opened._client, "upload_part", frozen)
+    monkeypatch.setattr(opened._client, "abort_multipart_upload", frozen)
+    task = asyncio.create_task(opened.upload("blob", Whole(handle)))
+    await reached.wait()
+    task.cancel()
+    async with asyncio.timeout(5):
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    handle.close()
