@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CONFIG ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test kill-loop faults check format lock test-clients conformance bench image clean
+.PHONY: help run test slow kill-loop faults check format lock test-clients conformance bench image clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,12 +26,15 @@ run: $(VENV)/.run ## serve on 127.0.0.1:5000 (CONFIG=proxy.toml to use a configu
 	@exec $(BIN)/python -m proxy serve $(if $(CONFIG),--config $(CONFIG))
 
 test: $(VENV)/.dev ## the whole suite that needs no root
-	$(BIN)/pytest -n $$(( $$(nproc) * 3 / 2 )) # they wait more than they work
+	$(BIN)/pytest -m "not slow" -n $$(( $$(nproc) * 2 )) --dist worksteal # they wait as much as they work
 
-kill-loop: $(VENV)/.dev ## kill -9 under load, five hundred times; nothing that is published may be wrong (make test does ten)
+slow: $(VENV)/.dev ## what of it takes its time: whole caches moved, buckets that fail and fill, by servers that start and die
+	$(BIN)/pytest -m slow -n $$(( $$(nproc) * 2 )) --dist worksteal
+
+kill-loop: $(VENV)/.dev ## kill -9 under load, five hundred times; nothing that is published may be wrong (make test does four)
 	ENTREPOT_KILLS=500 $(BIN)/pytest -n auto tests/e2e/test_kill_loop.py
 
-faults: $(VENV)/.dev ## let every call to the disk, and every request to a bucket, go wrong in turn (make test tries a few); as root, cut the power of loop images
+faults: $(VENV)/.dev ## let every call to the disk, and every request to a bucket, go wrong in turn (make test and make slow try a few); as root, cut the power of loop images
 	$(BIN)/pytest -s tests/faults
 	ENTREPOT_FAULTS=all $(BIN)/pytest -n auto tests/e2e/test_faults.py tests/e2e/test_bucket_faults.py
 

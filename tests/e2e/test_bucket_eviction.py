@@ -24,6 +24,8 @@ from .test_inventory import entrepot
 from .test_s3 import LAYER, REPO, cached, configured, key_of, pull, uploaded
 from .upstream import FakeRegistry, Image, digest_of
 
+pytestmark = pytest.mark.slow
+
 KEEP = 'keep_unused = "30d"\n'
 DAY = 86400.0
 

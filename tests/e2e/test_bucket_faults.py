@@ -24,6 +24,8 @@ from .harness import Proxy
 from .test_s3 import REPO, cached, configured, pending, pull, uploaded
 from .upstream import FakeRegistry, Image, digest_of
 
+pytestmark = pytest.mark.slow
+
 CHOSEN = os.environ.get("ENTREPOT_FAULTS", "2")
 SEED = int(os.environ.get("ENTREPOT_SEED", time.time_ns() % 10**6))
 SHARDS = 6 if CHOSEN == "all" else 1

@@ -27,7 +27,7 @@ from .upstream.gates import Steps
 from .upstream.reply import Delivery, Ending, Framing, Reply
 from .upstream.wire import Request
 
-pytestmark = pytest.mark.usefixtures("hurried_bucket")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("hurried_bucket")]
 
 
 def only(*kinds: str) -> Callable[[Request], bool]:

@@ -1,6 +1,6 @@
 """kill -9, again and again, under load: nothing that is published is ever wrong, and pulls go on.
 
-`ENTREPOT_KILLS` says how many rounds there are; ten is enough for every day. In one of ten there are two servers, and
+`ENTREPOT_KILLS` says how many rounds there are; four are enough for every day. In one of ten there are two servers, and
 in one an operator's command is killed beside the server.
 """
 
@@ -20,7 +20,7 @@ import pytest
 from .harness import Process, serving, toml, until
 from .upstream import FakeRegistry, digest_of
 
-KILLS = int(os.environ.get("ENTREPOT_KILLS", "10"))
+KILLS = int(os.environ.get("ENTREPOT_KILLS", "4"))
 SHARDS = 5 if KILLS >= 100 else 1  # stores of their own, for several processors
 SECONDS = 4.0  # that one kill and the restart after it may take, at the very most
 REPO = "library/app"

@@ -21,6 +21,8 @@ from .test_inventory import entrepot, pull
 from .test_s3 import configured, pending, uploaded
 from .upstream import FakeRegistry, Image, digest_of
 
+pytestmark = pytest.mark.slow
+
 REPO, OTHER = "library/app", "acme/tool"
 LAYER = b"layer" * 100_000
 TAG = f"repositories/docker.io/{REPO}/_tags/v1"
