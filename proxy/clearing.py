@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from proxy.candidates import SMALL
 from proxy.sections import S3
 from proxy.stores.disk import blob_digest
-from proxy.stores.s3 import Bucket, BucketError
+from proxy.stores.s3 import Bucket
+from proxy.stores.s3_errors import BucketError
 from proxy.uses import SLACK, short, told
 
 MOST = 100_000  # blobs that a plan names: some 30 MB; what is more goes by the next

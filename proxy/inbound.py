@@ -34,7 +34,8 @@ from proxy.oci.reference import Tag
 from proxy.stores import disk
 from proxy.stores.disk import DiskBlobs, DiskRepositories
 from proxy.stores.ledger import rounded
-from proxy.stores.s3 import BucketError, ObjectStream, Stored
+from proxy.stores.s3 import ObjectStream, Stored
+from proxy.stores.s3_errors import BucketError
 from proxy.telemetry import quiet
 
 AT_ONCE = 1000  # keys that are looked for in the directory at a time

@@ -14,7 +14,8 @@ from typing import Literal, TypeVar
 from proxy.oci.digest import Digest
 from proxy.scrubbing import Throttle
 from proxy.stores import disk
-from proxy.stores.s3 import Bucket, BucketError, Stored
+from proxy.stores.s3 import Bucket, Stored
+from proxy.stores.s3_errors import BucketError
 
 T = TypeVar("T")
 Bring = Callable[["Item"], Awaitable["Outcome"]]

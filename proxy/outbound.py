@@ -12,7 +12,8 @@ from proxy import files
 from proxy.files import PIECE, Entry, Handle, Tree, hop
 from proxy.migrating import KINDS, Bring, Crossing, Item, Kind, Left, Outcome, is_of, limit, supersedes
 from proxy.stores import disk
-from proxy.stores.s3 import Stored, Taken, Unconditional
+from proxy.stores.s3 import Stored
+from proxy.stores.s3_errors import Taken, Unconditional
 from proxy.stores.sources import Whole
 
 _FOLDERS = {"link": "_links", "tag": "_tags", "history": "_history"}

@@ -22,7 +22,8 @@ from proxy.files import hop
 from proxy.sections import S3
 from proxy.stores.durable import Durable
 from proxy.stores.leases import DIRECTORY
-from proxy.stores.s3 import Bucket, BucketError
+from proxy.stores.s3 import Bucket
+from proxy.stores.s3_errors import BucketError
 from proxy.telemetry import Logger, Metrics
 
 DAY = 86400.0  # seconds

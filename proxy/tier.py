@@ -11,7 +11,8 @@ from proxy.peers import Peers
 from proxy.stores.disk import DiskBlobs, DiskRepositories
 from proxy.stores.durable import Durable
 from proxy.stores.leases import Leases, identify
-from proxy.stores.s3 import Bucket, BucketError
+from proxy.stores.s3 import Bucket
+from proxy.stores.s3_errors import BucketError
 from proxy.stores.tiered import TieredBlobs, TieredRepositories
 from proxy.stores.uploads import Uploads
 from proxy.telemetry import Logger, Metrics

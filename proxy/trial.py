@@ -9,7 +9,8 @@ from proxy.accounts import open_account
 from proxy.egress import Egress, asked_for
 from proxy.oci.errors import OciError, Problem
 from proxy.stores.durable import REFUSED_URLS
-from proxy.stores.s3 import Bucket, BucketError
+from proxy.stores.s3 import Bucket
+from proxy.stores.s3_errors import BucketError
 from proxy.telemetry import quiet
 
 ANSWERS = frozenset({200, 401, 403, 429})  # of a registry to /v2/, whatever it thinks of us

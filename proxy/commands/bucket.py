@@ -18,7 +18,8 @@ from proxy.inventory import age, size
 from proxy.oci.ratelimit import as_utc
 from proxy.sections import S3
 from proxy.stores.disk import blob_digest
-from proxy.stores.s3 import Bucket, BucketError
+from proxy.stores.s3 import Bucket
+from proxy.stores.s3_errors import BucketError
 
 EXIT_FAILED = 1
 ROWS = 50  # of a table: there may be a hundred thousand

@@ -27,7 +27,8 @@ from proxy.outbound import Outbound
 from proxy.scrubbing import Throttle
 from proxy.sections import S3
 from proxy.stores.disk import announce_change, open_tree
-from proxy.stores.s3 import Bucket, BucketError
+from proxy.stores.s3 import Bucket
+from proxy.stores.s3_errors import BucketError
 
 EXIT_FAILED = 1
 _STAYS = "what has been brought over stays: run it again"

@@ -18,7 +18,8 @@ from pydantic import SecretStr
 
 from proxy.blob_stream import Interrupted
 from proxy.single_flight import SingleFlight
-from proxy.stores.s3 import Bucket, BucketError, ObjectStream, Taken
+from proxy.stores.s3 import Bucket, ObjectStream
+from proxy.stores.s3_errors import BucketError, Taken
 from proxy.stores.sources import Source
 from proxy.telemetry import Logger, Metrics
 

@@ -7,23 +7,17 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
 import aiohttp
 from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession
 from botocore.config import Config
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    ConnectionError,  # noqa: A004  of botocore's own
-    HTTPClientError,
-    SSLError,
-)
+from botocore.exceptions import BotoCoreError, ClientError
 from botocore.handlers import add_expect_header
 from botocore.loaders import create_loader
 from botocore.session import Session
@@ -32,15 +26,14 @@ from pydantic import SecretStr
 from proxy import sections
 from proxy.blob_stream import Interrupted, Watch
 from proxy.files import hop
+from proxy.stores.s3_errors import BucketError, Taken, Unconditional, code_of, explained, of_source, source_apart
 from proxy.stores.s3_keys import Keys
 from proxy.stores.s3_urls import SignedUrls, client_settings
-from proxy.stores.sources import Source, Vanished
+from proxy.stores.sources import Source
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3.client import S3Client
     from types_aiobotocore_s3.type_defs import CompletedPartTypeDef, HeadObjectOutputTypeDef
-
-T = TypeVar("T")
 
 PART = 16 * 1024 * 1024  # bytes of a part of an upload; S3 wants 5 MiB at least, and ten thousand of them at most
 PARTS_AT_ONCE = 4  # of all uploads together: as much memory as so many parts
@@ -50,69 +43,6 @@ CONNECT = 5.0  # seconds
 SLOWEST = 64 * 1024  # bytes a second at which an upload has to get on
 CONNECTIONS = 64
 _MISSING = {"NoSuchKey", "404", "NotFound"}
-_TAKEN = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409"}
-_DENIED = {"AccessDenied", "403"}
-_UNKNOWN = {"NotImplemented", "501"}
-_BUSY = {"SlowDown", "RequestTimeout", "503"}
-_PASSING = (HTTPClientError, ConnectionError, aiohttp.ClientError, Interrupted, TimeoutError, OSError)
-
-
-# By S3's own codes, and by the names of botocore's exceptions and of their bases.
-_REASONS: Mapping[str, str] = {
-    "NoSuchBucket": "there is no such bucket: create it, or check store.s3.bucket",
-    "AccessDenied": "the credentials of this machine do not allow it, or the bucket belongs to somebody else: see "
-    "docs/s3.md for the policy, and check store.s3.expected_bucket_owner",
-    "403": "the credentials of this machine do not allow it, its clock is wrong, or the bucket is somebody else's",
-    "InvalidAccessKeyId": "it does not know the access key of this machine",
-    "SignatureDoesNotMatch": "the secret of the access key is wrong",
-    "ExpiredToken": "the AWS credentials of this machine have expired",
-    "RequestTimeTooSkewed": "the clock of this machine is wrong by more than it bears: set it",
-    "PermanentRedirect": "the bucket is in another region: check store.s3.region",
-    "AuthorizationHeaderMalformed": "the bucket is in another region: check store.s3.region",
-    "IllegalLocationConstraintException": "the bucket is in another region: check store.s3.region",
-    "301": "the bucket is in another region: check store.s3.region",
-    "SlowDown": "it wants fewer requests for a while",
-    "503": "it wants fewer requests for a while",
-    "MissingContentLength": 'it takes no checksums as trailers: set store.s3.checksums = "when_required"',
-    "InvalidArgument": "it does not take how objects are to be kept: check store.s3.encryption, kms_key_id and "
-    "storage_class",
-    "InvalidStorageClass": "it does not know store.s3.storage_class",
-    "KMS.NotFoundException": "there is no such key: check store.s3.kms_key_id",
-    "InvalidDigest": "the bytes changed on the way",
-    "BadDigest": "the bytes changed on the way",
-    "NoCredentialsError": "this machine has no AWS credentials: give it a role, set store.s3.profile, or set "
-    "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
-    "PartialCredentialsError": "half of the AWS credentials is missing",
-    "ProfileNotFound": "there is no such profile in the AWS configuration: check store.s3.profile",
-    "NoRegionError": "its region is not known: set store.s3.region",
-    "SSLError": "its certificate could not be verified: check store.s3.ca_file",
-    "ConnectTimeoutError": "it does not answer",
-    "ReadTimeoutError": "it does not answer",
-    "TimeoutError": "it does not answer",
-    "Interrupted": "it breaks off in the middle of an object",
-    "ConnectionError": "it cannot be reached: check store.s3.endpoint_url",
-    "HTTPClientError": "it cannot be reached: check store.s3.endpoint_url",
-}
-
-
-class BucketError(Exception):
-    """A bucket has not done what was asked; `reason` says why in half a sentence, without anything secret.
-
-    `passes`: it may be over in a while, and asking again may help.
-    """
-
-    def __init__(self, reason: str, *, passes: bool = False) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.passes = passes
-
-
-class Taken(BucketError):
-    """There is an object of that key already."""
-
-
-class Unconditional(BucketError):
-    """The store knows no conditional writes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +93,7 @@ class Bucket:
         }  # fmt: skip
 
     async def __aenter__(self) -> Self:
-        with _explained():
+        with explained():
             keys = Keys(await hop(self._prepared))
             self._session._credentials = keys  # noqa: SLF001  there is no other way
             how = self._client_settings(AioConfig)
@@ -220,7 +150,7 @@ class Bucket:
             if stream is None or stream.total > limit:
                 return None
             body = bytearray()
-            with _explained():
+            with explained():
                 while data := await stream.read():
                     body += data
         return bytes(body) if len(body) == stream.total else None
@@ -229,11 +159,11 @@ class Bucket:
     async def open(self, key: str, start: int = 0) -> AsyncIterator[ObjectStream | None]:
         """An object from an offset on; None if there is none (of that length)."""
         part: dict[str, Any] = {"Range": f"bytes={start}-"} if start else {}
-        with _explained():
+        with explained():
             try:
                 answer = await self._client.get_object(**self._where, Key=self._key(key), **part)
             except ClientError as error:
-                if _code(error) in {*_MISSING, "InvalidRange", "416"}:
+                if code_of(error) in {*_MISSING, "InvalidRange", "416"}:
                     answer = None
                 else:
                     raise
@@ -241,7 +171,7 @@ class Bucket:
             yield None
             return
         async with answer["Body"] as body:
-            with _explained():
+            with explained():
                 length = answer["ContentLength"]
             has_part = "ContentRange" in answer
             yield ObjectStream(body, start if has_part else 0, length + (start if has_part else 0))
@@ -257,11 +187,11 @@ class Bucket:
         return None if found is None else found["LastModified"].timestamp()
 
     async def _head(self, key: str) -> "HeadObjectOutputTypeDef | None":
-        with _explained():
+        with explained():
             try:
                 return await self._client.head_object(**self._where, Key=self._key(key))
             except ClientError as error:
-                if _code(error) in _MISSING:
+                if code_of(error) in _MISSING:
                     return None
                 raise
 
@@ -270,7 +200,7 @@ class Bucket:
         is_more = True
         while is_more:
             behind: dict[str, Any] = {"StartAfter": self._key(after)} if after else {}
-            with _explained():
+            with explained():
                 page = await self._client.list_objects_v2(**self._where, Prefix=self._key(prefix), **behind)
             found = page.get("Contents", [])
             for one in found:
@@ -281,7 +211,7 @@ class Bucket:
     async def write(self, key: str, body: bytes, *, is_new: bool = False) -> None:
         """Put an object in place at once. `is_new`: only if there is none; raises Taken, or Unconditional."""
         condition: dict[str, Any] = {"IfNoneMatch": "*"} if is_new else {}
-        with _explained():
+        with explained():
             async with _getting_on(len(body)):
                 done = await self._client.put_object(
                     **self._where, Key=self._key(key), Body=body, **condition, **self._keeping(len(body))
@@ -290,12 +220,12 @@ class Bucket:
 
     async def remove(self, key: str) -> None:
         """Remove an object, if it is there."""
-        with _explained():
+        with explained():
             await self._client.delete_object(**self._where, Key=self._key(key))
 
     async def now(self) -> float:
         """The store's own time, in seconds since the epoch: what it says of its objects is by that clock."""
-        with _explained():
+        with explained():
             page = await self._client.list_objects_v2(**self._where, Prefix=self._settings.prefix, MaxKeys=1)
             return parsedate_to_datetime(page["ResponseMetadata"]["HTTPHeaders"].get("date", "")).timestamp()
 
@@ -308,7 +238,7 @@ class Bucket:
 
     async def presign(self, key: str) -> SecretStr | None:
         """A URL by which anybody may GET an object, for as long as is configured; None if there are to be none."""
-        with _explained():
+        with explained():
             return None if self._urls is None else await self._urls.sign(self._key(key))
 
     async def refuses_its_urls(self) -> bool:
@@ -318,7 +248,7 @@ class Bucket:
             return False
         await self.write(key, b"one")
         try:
-            with _explained():
+            with explained():
                 return await self._urls.is_refused(self._key(key))
         finally:
             with contextlib.suppress(BucketError):  # which says nothing of URLs
@@ -339,7 +269,7 @@ class Bucket:
             sent(source.size)
             return
         where = {**self._where, "Key": self._key(key)}
-        with _source_apart(), _explained():
+        with source_apart(), explained():
             begun = await self._client.create_multipart_upload(**where, **self._keeping(source.size))
             upload = begun["UploadId"]
             try:
@@ -373,7 +303,7 @@ class Bucket:
 
         async def one(number: int, offset: int) -> "CompletedPartTypeDef":
             async with self._in_memory:
-                body = await _of_source(source.read(offset, size))
+                body = await of_source(source.read(offset, size))
                 async with _getting_on(len(body)):
                     done = await self._client.upload_part(**where, UploadId=upload, PartNumber=number, Body=body)
             sent(len(body))
@@ -381,7 +311,7 @@ class Bucket:
 
         async with asyncio.TaskGroup() as group:
             for number, offset in enumerate(range(0, source.size, size), start=1):
-                await _of_source(source.there(min(source.size, offset + size)))  # which takes no memory yet
+                await of_source(source.there(min(source.size, offset + size)))  # which takes no memory yet
                 tasks.append(group.create_task(one(number, offset)))
         return [task.result() for task in tasks]
 
@@ -391,7 +321,7 @@ class Bucket:
         pages = self._client.get_paginator("list_multipart_uploads").paginate(
             **self._where, Prefix=self._settings.prefix
         )
-        with _explained():
+        with explained():
             async for page in pages:
                 for one in page.get("Uploads", ()):
                     if one["Initiated"].timestamp() < before:
@@ -455,7 +385,7 @@ class Bucket:
         if not ways:
             return True
         async with self._for_a_try() as key:
-            with _explained():
+            with explained():
                 where = {**self._where, "Key": self._key(key)}
                 answers = [await self._client.put_object(**where, Body=b"", **how) for how in ways]
         return self._settings.encryption is None or all("ServerSideEncryption" in answer for answer in answers)
@@ -464,11 +394,11 @@ class Bucket:
         """Whether the bucket is shown to who expects it to be another account's as well."""
         owner = str(self._settings.expected_bucket_owner)
         other = owner[:-1] + ("1" if owner[-1] == "0" else "0")
-        with _explained():
+        with explained():
             try:
                 await self._client.head_bucket(Bucket=self._settings.bucket, ExpectedBucketOwner=other)
             except ClientError as error:
-                if _code(error) in {"403", "AccessDenied"}:
+                if code_of(error) in {"403", "AccessDenied"}:
                     return False
                 raise
         return True
@@ -494,82 +424,3 @@ def _as_redirected(params: Mapping[str, Any], **_: object) -> None:
 def _getting_on(size: int) -> asyncio.Timeout:
     """Around sending so many bytes: nobody else limits how long a server may take them at."""
     return asyncio.timeout(2 * STALL + size / SLOWEST)
-
-
-class _OfSource(Exception):
-    """What was to be uploaded cannot be had: that is no failure of the bucket's."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(str(error))
-        self.error = error
-
-
-async def _of_source(wanted: Awaitable[T]) -> T:
-    try:
-        return await wanted
-    except (OSError, Vanished) as error:
-        raise _OfSource(error) from None
-
-
-@contextlib.contextmanager
-def _source_apart() -> Iterator[None]:
-    """Around an upload: what its source fails with is raised as such."""
-    failure: BaseException | None = None
-    try:
-        yield
-    except* _OfSource as group:
-        failure = _first(group)
-    if isinstance(failure, _OfSource):
-        raise failure.error
-
-
-@contextlib.contextmanager
-def _explained() -> Iterator[None]:
-    """Around what a store may refuse: as BucketError, in words."""
-    try:
-        yield
-    except* _OfSource:
-        raise
-    except* Exception as group:  # a library may trip in any way over what a server says
-        error = _first(group)
-    else:
-        return
-    raise _error(error) from None
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    inner = group.exceptions[0]
-    return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner
-
-
-def _error(error: BaseException) -> BucketError:
-    if isinstance(error, ClientError):
-        code = _code(error)
-        if code in _TAKEN and error.operation_name == "PutObject":
-            return Taken("there is an object of that key already")
-        if code in _UNKNOWN:
-            return Unconditional("it knows no conditional writes")
-        asked = f" ({error.operation_name})" if code in _DENIED else ""
-        reason = _REASONS.get(code, f"it answered {_plain(code)}") + asked
-        return BucketError(reason, passes=_is_passing(error, code))
-    if isinstance(error, LookupError):
-        return BucketError("it answered with something else: check store.s3.endpoint_url")
-    names = (kind.__name__ for kind in type(error).__mro__)
-    known = next((_REASONS[name] for name in names if name in _REASONS), None)
-    passes = isinstance(error, _PASSING) and not isinstance(error, SSLError)
-    return BucketError(known or f"the request failed ({type(error).__name__})", passes=passes)
-
-
-def _is_passing(error: ClientError, code: str) -> bool:
-    """Whether a refusal says that it is too much just now, or that something is broken for a while."""
-    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    return status >= 500 or status == 429 or code in _BUSY
-
-
-def _code(error: ClientError) -> str:
-    return str(error.response.get("Error", {}).get("Code", ""))
-
-
-def _plain(code: str) -> str:
-    """A store's own word, if it can be repeated: it may be anybody's."""
-    return code if code.isascii() and code.isalnum() and len(code) <= 64 else "with an error of its own"

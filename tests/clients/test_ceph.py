@@ -15,7 +15,8 @@ import trustme
 
 from proxy import trial
 from proxy.sections import S3
-from proxy.stores.s3 import Bucket, Taken
+from proxy.stores.s3 import Bucket
+from proxy.stores.s3_errors import Taken
 from tests.buckets import TestBucket
 
 from .ceph import SECRET, USER, Ceph

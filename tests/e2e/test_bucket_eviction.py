@@ -15,7 +15,8 @@ import pytest
 
 from proxy.files import hop
 from proxy.stores import leases, uploads
-from proxy.stores.s3 import Bucket, BucketError
+from proxy.stores.s3 import Bucket
+from proxy.stores.s3_errors import BucketError
 from proxy.tidying import Tidying, work
 from tests.buckets import TestBucket
 

@@ -16,6 +16,7 @@ from proxy import blob_stream
 from proxy.files import hop
 from proxy.sections import S3
 from proxy.stores import durable, s3, tiered, uploads
+from proxy.stores.s3_errors import BucketError
 from tests.buckets import REGION, TestBucket
 
 from .faulty_bucket import FAULTS, Fault, FaultyBucket, kind
@@ -193,7 +194,7 @@ async def test_an_upload_that_nobody_reads_is_given_up(
     where = {"bucket": bucket.name, "endpoint_url": faulty.url, "region": REGION}
     async with s3.Bucket(S3.model_validate(where)) as one:
         faulty.is_deaf = True
-        with pytest.raises(s3.BucketError, match="does not answer"):
+        with pytest.raises(BucketError, match="does not answer"):
             await one.write("key", bytes(24 * 2**20))  # more than the kernel takes in between
         await faulty.hang_up()
         faulty.is_deaf = False

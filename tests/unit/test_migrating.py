@@ -25,7 +25,8 @@ from proxy.scrubbing import Throttle
 from proxy.stores import disk, s3
 from proxy.stores.base import Link, TagRecord
 from proxy.stores.disk import DiskBlobs, DiskRepositories, open_tree
-from proxy.stores.s3 import Bucket, BucketError
+from proxy.stores.s3 import Bucket
+from proxy.stores.s3_errors import BucketError
 from tests.buckets import REGION, TestBucket
 
 REPO, TAG = Repository("docker.io", "library/app"), Tag("v1")

@@ -16,7 +16,8 @@ from proxy import sections
 from proxy.files import Handle, Tree, hop
 from proxy.stores import s3
 from proxy.stores.disk import open_tree
-from proxy.stores.s3 import Bucket, BucketError, Taken
+from proxy.stores.s3 import Bucket
+from proxy.stores.s3_errors import BucketError, Taken
 from proxy.stores.sources import Whole
 from tests.buckets import KEYS, REGION, TestBucket
 from tests.faulty_disk import FaultyDisk, Point

@@ -15,7 +15,8 @@ from proxy.oci.reference import Repository
 from proxy.stores.base import Link
 from proxy.stores.disk import DiskBlobs, DiskRepositories, blob_key, link_key, open_tree
 from proxy.stores.durable import Durable
-from proxy.stores.s3 import Bucket, BucketError
+from proxy.stores.s3 import Bucket
+from proxy.stores.s3_errors import BucketError
 from proxy.telemetry import Metrics, quiet
 from proxy.uses import Uses, parse, short
 from proxy.uses import told as all_told
