@@ -24,6 +24,7 @@ EARLY = 8  # of blobs that are still on their way in: each holds its file open
 MOST = 4096  # keys that a process remembers: what is more waits on disk alone
 LOOK = 30.0  # seconds between looks for what a process that died has left, or what was too much to remember
 LEAVE, LEAVES = 5.0, 120  # seconds after which it is looked whether another replica has uploaded a blob, and how often
+PUT_OFF = 10.0  # seconds after which a file that could not be read is tried again
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds after a failure
 
 
@@ -50,7 +51,8 @@ class Uploads:
         self._metrics = metrics
         self._log = log
         self._known: set[str] = set()  # keys to upload that this process knows of, and is not at
-        self._left: dict[str, tuple[float, int]] = {}  # to other replicas: when to look again, how often yet
+        # To other replicas, or until the disk is well: when to look again, how often yet.
+        self._left: dict[str, tuple[float, int]] = {}
         self._going: dict[str, asyncio.Task[None]] = {}  # keys that are being uploaded
         self._is_running = False
         self._early: dict[str, asyncio.Task[bool]] = {}  # of what is still on its way in
@@ -109,7 +111,11 @@ class Uploads:
 
     async def _go(self, key: str) -> None:
         self._known.discard(key)
-        is_done = await self._one(key)
+        try:
+            is_done = await self._one(key)
+        except Exception:
+            self._log.exception("a defect: please report it", key=key)
+            is_done = False
         del self._going[key]
         if is_done:
             self._failures = 0
@@ -143,9 +149,10 @@ class Uploads:
                     await self._tree.remove(marker)
                     return True
                 return False
-        except OSError as error:
+        except OSError as error:  # of the disk: that is no reason to put off others
             self._log.warning("upload put off", key=key, reason=error.strerror)
-            return False
+            self._left[key] = time.monotonic() + PUT_OFF, LEAVES
+            return True
 
     async def _is_left_to_another(self, key: str) -> bool:
         """Whether it is for the replica that brought a blob in to upload it: while that answers, and not for ever."""
