@@ -113,6 +113,7 @@ async def test_whoever_follows_has_every_byte_that_has_come_at_once_and_the_last
     assert upstream.count(method="GET") == 1
 
 
+@pytest.mark.slow
 async def test_the_death_of_the_holder_costs_no_client_its_pull_and_another_resumes_where_it_was(
     upstream: FakeRegistry, bucket: TestBucket, tmp_path: Path
 ) -> None:
@@ -139,6 +140,7 @@ def size_of_spool(store: Path) -> int:
     return sum(path.stat().st_size for path in (store / "spool").iterdir())
 
 
+@pytest.mark.slow
 async def test_four_processes_serve_32_clients_by_one_transfer_though_one_that_follows_is_killed(
     upstream: FakeRegistry, bucket: TestBucket, tmp_path: Path
 ) -> None:
@@ -318,6 +320,7 @@ async def test_what_upstream_has_not_is_said_by_each_replica_and_leaves_no_lease
         await until_none_is_left(bucket)
 
 
+@pytest.mark.slow
 async def test_a_replica_that_ends_gives_up_the_leases_of_what_it_has_not_brought_in(
     upstream: FakeRegistry, bucket: TestBucket, tmp_path: Path
 ) -> None:
@@ -333,6 +336,7 @@ async def test_a_replica_that_ends_gives_up_the_leases_of_what_it_has_not_brough
     assert await hop(in_the_bucket, bucket) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_known", [True, False])
 async def test_over_tls_a_holder_is_known_by_the_certificate_that_its_lease_names(
     upstream: FakeRegistry, bucket: TestBucket, tmp_path: Path, is_known: bool

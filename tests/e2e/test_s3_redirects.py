@@ -27,6 +27,8 @@ from .raw_client import RawAnswer, connect
 from .test_s3 import LAYER, REPO, cached, configured, key_of, pull
 from .upstream import FakeRegistry, Image, digest_of
 
+pytestmark = pytest.mark.slow
+
 AGENT = {"User-Agent": "containerd/1.7.2"}
 SECRET = ("X-Amz-", "Signature=")
 
