@@ -35,7 +35,7 @@ kill-loop: $(VENV)/.dev ## kill -9 under load, five hundred times; nothing that 
 	ENTREPOT_KILLS=500 $(BIN)/pytest -n auto tests/e2e/test_kill_loop.py
 
 # Points of each kind and scenario; "all" takes ten minutes.
-BUCKET_FAULTS ?= 50
+BUCKET_FAULTS ?= 20
 faults: $(VENV)/.dev ## let every call to the disk, and many a request to a bucket, go wrong in turn (make test and make slow try a few); as root, cut the power of loop images
 	$(BIN)/pytest -s tests/faults
 	ENTREPOT_FAULTS=all $(BIN)/pytest -n auto tests/e2e/test_faults.py
