@@ -40,7 +40,7 @@ class Channel:
         elif piece.count > SMALL and self._is_plain:
             await self._send(piece)
         else:
-            for offset in range(piece.offset, piece.offset + piece.count, CHUNK):
+            for offset in range(piece.offset, piece.end, CHUNK):
                 await self._write(await piece.handle.read_all(offset, min(CHUNK, piece.end - offset)))
 
     def close(self) -> None:

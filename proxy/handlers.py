@@ -215,7 +215,7 @@ class Handlers:
         if request.method != "GET" or not (start.isascii() and start.isdigit() and len(start) < LONGEST_NUMBER):
             raise OciError(Problem.BAD_REQUEST, "this is for other replicas: GET, with an offset")
         loan = await lending.open(digest, int(start), request.headers.get("Authorization", ""))
-        with loan:
+        with contextlib.closing(loan):
             record.outcome = Outcome.LENT
             return await responder.loan(digest, lending.holder, loan)
 

@@ -3,7 +3,6 @@
 import asyncio
 import hmac
 from collections.abc import AsyncGenerator
-from typing import Self
 
 from proxy.files import Extent, Handle, SpoolState, Tree
 from proxy.oci.digest import Digest
@@ -64,12 +63,6 @@ class Loan:
     def close(self) -> None:
         """Let go of the file."""
         self._handle.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 class Lending:

@@ -66,14 +66,23 @@ class Tee:
 
     async def flush(self) -> None:
         """Wait until all that has come is written. Raises OSError."""
-        for task in (self._writing, self._syncing):
-            if task is not None:
-                await asyncio.wait({task})
+        # Whoever is cancelled closes the file next: nothing is to be at it by then. Writing may begin to sync.
+        ending = asyncio.create_task(self._ended())
+        await files.outlast(ending)
+        ending.result()
         self._check()
+
+    async def _ended(self) -> None:
+        if self._writing is not None:
+            await self._writing
+        if self._syncing is not None:
+            await self._syncing
 
     def _check(self) -> None:
         if self._error is not None:
             raise self._error
+        if self._writing is not None and self._writing.done():
+            self._writing.result()  # a defect
 
     async def _write(self) -> None:
         try:

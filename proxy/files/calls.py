@@ -36,10 +36,23 @@ async def hop_to(threads: Executor | None, call: Callable[[], T]) -> T:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
         work.add_done_callback(_dispose)
-        while not work.done():
-            with contextlib.suppress(asyncio.CancelledError):  # aiohttp cancels twice where it ends amid an answer
-                await asyncio.wait({work})
+        await outlast(work)
         raise
+
+
+async def outlast(*work: "asyncio.Future[Any]") -> None:
+    """Wait until all of it is done, however often one is cancelled meanwhile: aiohttp cancels twice where it ends.
+
+    Raises CancelledError then; what the work raises is for whoever asks it.
+    """
+    cancelled: asyncio.CancelledError | None = None
+    while waiting := {one for one in work if not one.done()}:
+        try:
+            await asyncio.wait(waiting)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
 
 
 def _dispose(work: "asyncio.Future[Any]") -> None:

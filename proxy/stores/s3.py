@@ -25,7 +25,7 @@ from pydantic import SecretStr
 
 from proxy import sections
 from proxy.blob_stream import Interrupted, Watch
-from proxy.files import hop
+from proxy.files import hop, outlast
 from proxy.stores.s3_errors import BucketError, Taken, Unconditional, code_of, explained, of_source, source_apart
 from proxy.stores.s3_keys import Keys
 from proxy.stores.s3_urls import SignedUrls, client_settings
@@ -290,10 +290,7 @@ class Bucket:
                 async with asyncio.timeout(PATIENCE):
                     await self._client.abort_multipart_upload(**where, UploadId=upload)
 
-        aborting = asyncio.create_task(abort())
-        while not aborting.done():
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait({aborting})
+        await outlast(asyncio.create_task(abort()))
 
     async def _parts(
         self, where: Mapping[str, Any], upload: str, source: Source, sent: Callable[[int], None]

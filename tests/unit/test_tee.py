@@ -1,0 +1,101 @@
+"""What comes of a blob, on its way into its file: all of it, in order, and nothing at the file once it is given up."""
+
+import asyncio
+import errno
+import hashlib
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from proxy import tee
+from proxy.files import Handle
+from proxy.tee import Growth, Tee
+
+PIECES = [bytes([number]) * (number * 40_000) for number in range(1, 12)]
+
+
+@pytest.fixture
+def writer(tmp_path: Path) -> Iterator[Handle]:
+    """A file to write to."""
+    handle = Handle(os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT), 0)
+    yield handle
+    handle.close()
+
+
+async def test_all_of_it_is_written_hashed_and_told_of_in_order(
+    writer: Handle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tee, "BATCH", 100_000)
+    monkeypatch.setattr(tee, "SYNCED", 150_000)
+    growth, told = Growth(writer, hashlib.sha256()), list[int]()
+    one = Tee(growth, told.append)
+    for piece in PIECES:
+        await one.put(memoryview(piece))
+    await one.flush()
+    body = b"".join(PIECES)
+    assert await asyncio.to_thread((tmp_path / "file").read_bytes) == body
+    assert (growth.hasher.hexdigest(), growth.done, one.end) == (hashlib.sha256(body).hexdigest(), len(body), len(body))
+    assert told == sorted(told)
+    assert told[-1] == len(body)
+
+
+@pytest.mark.parametrize("call", ["pwrite", "fdatasync"])
+async def test_what_the_disk_refuses_is_raised_and_nothing_is_written_after_it(
+    writer: Handle, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    monkeypatch.setattr(tee, "SYNCED", 1)
+    calls = 0
+
+    def refusing(*_: object) -> int:
+        nonlocal calls
+        calls += 1
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, call, refusing)
+    one = Tee(Growth(writer, hashlib.sha256()), lambda _: None)
+    await one.put(memoryview(b"some"))
+    for _ in range(2):  # it stays so
+        with pytest.raises(OSError, match="Input/output error"):
+            await one.flush()
+    with pytest.raises(OSError, match="Input/output error"):
+        await one.put(memoryview(b"more"))
+    assert calls == 1
+
+
+async def test_who_is_cancelled_waits_until_nothing_is_at_the_file(
+    writer: Handle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on, pwrite = threading.Event(), threading.Event(), os.pwrite
+
+    def slow(fd: int, data: bytes, offset: int) -> int:
+        begun.set()
+        go_on.wait()
+        return pwrite(fd, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", slow)
+    growth = Growth(writer, hashlib.sha256())
+    one = Tee(growth, lambda _: None)
+    await one.put(memoryview(b"some"))
+    flushing = asyncio.create_task(one.flush())
+    await asyncio.to_thread(begun.wait)
+    for _ in range(3):
+        flushing.cancel()
+        await asyncio.sleep(0)
+    assert not flushing.done()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await flushing
+    assert growth.done == 4
+
+
+async def test_a_defect_in_writing_is_not_passed_over(writer: Handle) -> None:
+    def defective(_: int) -> None:
+        raise ValueError("a defect")
+
+    one = Tee(Growth(writer, hashlib.sha256()), defective)
+    await one.put(memoryview(b"some"))
+    with pytest.raises(ValueError, match="a defect"):
+        await one.flush()
