@@ -26,10 +26,10 @@ run: $(VENV)/.run ## serve on 127.0.0.1:5000 (CONFIG=proxy.toml to use a configu
 	@exec $(BIN)/python -m proxy serve $(if $(CONFIG),--config $(CONFIG))
 
 test: $(VENV)/.dev ## the whole suite that needs no root
-	$(BIN)/pytest -m "not slow" -n $$(( $$(nproc) * 2 )) --dist worksteal # they wait as much as they work
+	$(BIN)/pytest -m "not slow" -n $$(( $$(nproc) * 3 / 2 )) --dist worksteal # they wait more than they work
 
 slow: $(VENV)/.dev ## what of it takes its time: whole caches moved, buckets that fail and fill, by servers that start and die
-	$(BIN)/pytest -m slow -n $$(( $$(nproc) * 2 )) --dist worksteal
+	$(BIN)/pytest -m slow -n $$(( $$(nproc) * 3 / 2 )) --dist worksteal
 
 kill-loop: $(VENV)/.dev ## kill -9 under load, five hundred times; nothing that is published may be wrong (make test does four)
 	ENTREPOT_KILLS=500 $(BIN)/pytest -n auto tests/e2e/test_kill_loop.py

@@ -4,9 +4,14 @@ from collections.abc import Iterator
 
 import pytest
 from blockbuster import blockbuster_ctx
+from hypothesis import HealthCheck, settings
 
 from . import buckets
 from .buckets import KEYS, Server, TestBucket
+
+# No test may depend on the speed of the machine: on an empty one hypothesis first computes tables, for seconds.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 @pytest.fixture(params=[("asyncio", {"use_uvloop": True})], ids=["uvloop"], scope="session")
