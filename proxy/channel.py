@@ -55,21 +55,21 @@ class Channel:
         return not self._response.chunked and transport is not None and transport.get_extra_info("sslcontext") is None
 
     async def _write(self, data: bytes) -> None:
-        async with self._taking():
+        async with taking(self._request, self._patience):
             await self._response.write(data)
         self._written += len(data)
 
     async def _send(self, extent: Extent) -> None:
         outlet = self._outlet or self._opened()
         while self._is_buffered():  # what was written before, the head at least, goes first
-            async with self._taking():
+            async with taking(self._request, self._patience):
                 await outlet.writable()
         offset = extent.offset
         while offset < extent.end:
             count = await outlet.send(self._senders, Extent(extent.handle, offset, extent.end - offset))
             offset += count
             if not count:
-                async with self._taking():
+                async with taking(self._request, self._patience):
                     await outlet.writable()
 
     def _opened(self) -> Outlet:
@@ -85,13 +85,21 @@ class Channel:
             raise ConnectionResetError("the client left")
         return transport
 
-    @contextlib.asynccontextmanager
-    async def _taking(self) -> AsyncIterator[None]:
-        """Around waiting for the client to take something: it has not for ever."""
-        try:
-            async with asyncio.timeout(self._patience):
-                yield
-        except TimeoutError:
-            if self._request.transport is not None:
-                self._request.transport.abort()  # it reads nothing: a FIN would wait behind what it does not read
-            raise ConnectionResetError("the client took no byte for too long") from None
+
+async def caught_up(request: web.BaseRequest, patience: float) -> None:
+    """Wait until a client that has asked for more has taken what it was sent before. Raises ConnectionError."""
+    if request.protocol.writing_paused:
+        async with taking(request, patience):
+            await request.writer.drain()
+
+
+@contextlib.asynccontextmanager
+async def taking(request: web.BaseRequest, patience: float) -> AsyncIterator[None]:
+    """Around waiting for the client to take something: it has not for ever."""
+    try:
+        async with asyncio.timeout(patience):
+            yield
+    except TimeoutError:
+        if request.transport is not None:
+            request.transport.abort()  # it reads nothing: a FIN would wait behind what it does not read
+        raise ConnectionResetError("the client took no byte for too long") from None

@@ -4,45 +4,35 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 
 from aiohttp import web
 from pydantic import SecretStr
 
 from proxy import files
+from proxy.accesslog import AccessLog, Record
 from proxy.blobs import Blobs
+from proxy.encore import LARGEST, Encore
 from proxy.files import Senders
 from proxy.lending import PREFIX, Lending
 from proxy.listings import Answer, Listings
-from proxy.manifests import Manifests
+from proxy.manifests import Manifests, Served
 from proxy.oci import endpoint, reference
 from proxy.oci.digest import Digest
 from proxy.oci.endpoint import Endpoint, Kind
 from proxy.oci.errors import OciError, Problem
+from proxy.oci.reference import Reference, Repository
 from proxy.recorder import Recorder
 from proxy.redirects import Client, Redirects
-from proxy.respond import Broken, Responder
+from proxy.repeats import offer
+from proxy.respond import Broken, Print, Responder
 from proxy.routing import Route, Routes, resolve
 from proxy.telemetry import Logger, Metrics, Outcome
 from proxy.values import moment
 
-LONGEST = 160  # characters of a client's words in its line of the log
 ANSWER = 25.0  # seconds until there must be one: containerd gives up at 30, and the work goes on without its client
 AS_OF = "Entrepot-As-Of"  # the header in which a client says of when it wants a tag
 LONGEST_NUMBER = 19  # digits
 READING = frozenset({"GET", "HEAD"})
-
-
-@dataclass(slots=True)
-class Record:
-    """What there will be to say of a request: filled in as it becomes known."""
-
-    kind: str = "other"
-    upstream: str = ""
-    repository: str = ""
-    reference: str = ""
-    outcome: Outcome = Outcome.ERROR
-    error: str | None = None
 
 
 class Handlers:
@@ -67,7 +57,7 @@ class Handlers:
         self._manifests = manifests
         self._blobs = blobs
         self._listings = listings
-        self._metrics = metrics
+        self._access_log = AccessLog(metrics, log)
         self._log = log
         self._senders = senders
         self._stall_timeout = client_stall_timeout
@@ -107,7 +97,8 @@ class Handlers:
         finally:
             self.active -= 1
             self._quiet.set()
-            self._note(request, responder, record, time.monotonic() - began)
+            record.status, record.sent = responder.status or record.status, responder.sent
+            self._access_log.write(request, record, time.monotonic() - began)
 
     async def idle(self) -> None:
         """Wait until no request is being answered."""
@@ -118,6 +109,7 @@ class Handlers:
     async def _answered(self, request: web.BaseRequest, responder: Responder, record: Record) -> web.StreamResponse:
         """The error boundary: whatever is raised becomes an OCI error, or a short body once the headers are out."""
         try:
+            await responder.caught_up()
             return await self._dispatch(request, responder, record)
         except OciError as error:
             problem = error
@@ -174,7 +166,24 @@ class Handlers:
         record.outcome = served.outcome
         if self._recorder.is_on:
             self._recorder.note(request.remote, "manifest", route.repository, wanted, served.manifest.digest)
-        return await responder.manifest(served)
+        response = await responder.manifest(served)
+        if not anew and as_of is None and served.outcome is Outcome.HIT and len(served.manifest.body) <= LARGEST:
+            record.status, record.sent = responder.status, responder.sent
+            offer(request, lambda: self._encore(request, response, record, (route.repository, wanted), served))
+        return response
+
+    def _encore(
+        self,
+        request: web.BaseRequest,
+        response: web.StreamResponse,
+        record: Record,
+        asked: tuple[Repository, Reference],
+        served: Served,
+    ) -> Encore:
+        """How a request that has just been answered is answered when it comes again."""
+        body = served.manifest.body if record.sent else b""
+        tally = self._access_log.tally(request, record)
+        return Encore(self._manifests, self._recorder, asked, served, Print.of(request, response, body), tally)
 
     async def _blob(
         self, request: web.BaseRequest, responder: Responder, record: Record, asked: Endpoint, route: Route
@@ -242,31 +251,6 @@ class Handlers:
         """/healthz: the loop answers. /readyz: and new requests are welcome; an outage upstream changes neither."""
         ready = request.path == "/healthz" or self.is_ready
         return web.Response(status=200 if ready else 503, text="ok\n" if ready else "draining\n")
-
-    def _note(self, request: web.BaseRequest, responder: Responder, record: Record, seconds: float) -> None:
-        status = responder.status or 499
-        self._metrics.requests.labels(record.kind, record.upstream, status, record.outcome.value).inc()
-        self._metrics.seconds.labels(record.kind).observe(seconds)
-        if responder.sent and record.outcome is Outcome.LENT:
-            self._metrics.lent_bytes.labels("out").inc(responder.sent)
-        elif responder.sent:
-            self._metrics.client_bytes.labels(record.upstream).inc(responder.sent)
-        details = {"error": record.error[:LONGEST]} if record.error is not None else {}
-        self._log.info(
-            "request",
-            client=request.remote,
-            method=request.method,
-            kind=record.kind,
-            upstream=record.upstream,
-            repository=record.repository,
-            reference=record.reference,
-            status=status,
-            outcome=record.outcome.value,
-            bytes=responder.sent,
-            seconds=round(seconds, 4),
-            agent=request.headers.get("User-Agent", "")[:LONGEST],
-            **details,
-        )
 
 
 def _as_of(request: web.BaseRequest) -> float | None:

@@ -106,7 +106,26 @@ class Manifests:
         when = self._upstreams[repository.registry].as_of if as_of is None else as_of
         if isinstance(reference, Tag) and when is not None:
             reference = await self._then(repository, reference, when)
-        served = await self._get(repository, reference, anew)
+        return self._pull(repository, await self._get(repository, reference, anew))
+
+    def get_again(self, repository: Repository, reference: Reference) -> Served | None:
+        """What `get` would answer, as far as memory alone can say."""
+        upstream = self._upstreams[repository.registry]
+        if isinstance(reference, Digest):
+            digest, warning = reference, None
+        else:
+            record = self._tags.get((repository, reference))
+            if record is None or upstream.as_of is not None or not self._is_believed(repository, record, anew=False):
+                return None
+            digest, warning = record.digest, self._stretched(repository, record)
+        kept = self._memory.get((repository, digest))
+        if kept is None:
+            return None
+        self._blobs.used(digest)
+        return self._pull(repository, Served(kept, Outcome.HIT, warning))
+
+    def _pull(self, repository: Repository, served: Served) -> Served:
+        """Take note of a pull."""
         self._repositories.pulled(repository, served.manifest.digest)
         self._pulled.add((repository, served.manifest.digest))
         return served

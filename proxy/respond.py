@@ -2,11 +2,14 @@
 
 import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Mapping
+from dataclasses import dataclass
+from typing import Self
 
-from aiohttp import web
+from aiohttp import hdrs, web
+from aiohttp.helpers import rfc822_formatted_time
 from pydantic import SecretStr
 
-from proxy.channel import Channel, Piece
+from proxy.channel import Channel, Piece, caught_up
 from proxy.files import Senders
 from proxy.lending import HOLDER, Loan
 from proxy.listings import Answer
@@ -28,6 +31,27 @@ class Broken(Exception):
     """A body could not be completed: the connection has been closed short, with a FIN."""
 
 
+@dataclass(frozen=True, slots=True)
+class Print:
+    """A whole answer as it went out, to go out again on another date."""
+
+    before: bytes
+    after: bytes
+
+    @classmethod
+    def of(cls, request: web.BaseRequest, response: web.StreamResponse, body: bytes) -> Self:
+        """The print of an answer that has gone out, with this body."""
+        version = request.version
+        lines = [f"HTTP/{version.major}.{version.minor} {response.status} {response.reason}"]
+        lines += [f"{name}: {value}" for name, value in response.headers.items() if name != hdrs.DATE]
+        before = "\r\n".join([*lines, f"{hdrs.DATE}: "])
+        return cls(before.encode(), b"\r\n\r\n" + body)
+
+    def dated(self) -> bytes:
+        """The answer of now."""
+        return b"".join((self.before, rfc822_formatted_time().encode(), self.after))
+
+
 class Responder:
     """Answers one request. `sent` counts the bytes of the body that were handed to the connection."""
 
@@ -44,6 +68,10 @@ class Responder:
     def is_whole(self) -> bool:
         """Whether the client has been sent all that it was promised."""
         return bool(self.status) and self._length == self.sent
+
+    async def caught_up(self) -> None:
+        """Wait for a client that asks on without reading: what it does not read is not to pile up here."""
+        await caught_up(self._request, self._stall_timeout)
 
     def echo_namespace(self, namespace: str | None) -> None:
         """The `ns` that was used, for OCI-Namespace (distribution-spec, "Registry Proxying")."""

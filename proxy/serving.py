@@ -15,7 +15,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from prometheus_client import CollectorRegistry
 
-from proxy import files, trust
+from proxy import files, repeats, trust
 from proxy.admin import Admin
 from proxy.advertising import advertised
 from proxy.app import App, build
@@ -69,8 +69,8 @@ async def listening(
     handler: Callable[[web.BaseRequest], object], sock: socket.socket, context: ssl.SSLContext | None = None
 ) -> AsyncIterator[Listener]:
     """Serve HTTP on a socket. Requests that are still going on at the end are cancelled."""
-    server = web.Server(
-        handler,  # type: ignore[arg-type]  # a callable object, not a function
+    server = repeats.Server(
+        handler,
         handler_cancellation=True,
         logger=_without_noise(),
         access_log=None,

@@ -1,9 +1,13 @@
 """Logs and metrics: how they are set up, and the closed set of things that are counted."""
 
+import asyncio
 import enum
 import logging
+import re
+import secrets
 import sys
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
 
 import structlog
@@ -58,7 +62,7 @@ def make_logger(style: Format, level: str, stream: TextIO) -> Logger:
 
 
 def _stamping() -> list[structlog.typing.Processor]:
-    return [structlog.processors.add_log_level, structlog.processors.TimeStamper(fmt="iso", utc=True)]
+    return [structlog.processors.add_log_level, structlog.processors.MaybeTimeStamper(fmt="iso", utc=True)]
 
 
 def _rendering(style: Format, stream: TextIO) -> list[structlog.typing.Processor]:
@@ -89,6 +93,66 @@ def quiet() -> Logger:
 
 def _drop(_logger: Any, _method: str, _event: MutableMapping[str, Any]) -> Mapping[str, Any]:
     raise structlog.DropEvent
+
+
+class Lines:
+    """Lines of the log that are written together once a turn of the event loop is over: one call for all of them."""
+
+    def __init__(self, log: Logger) -> None:
+        self.log = log
+        bound: Any = log.bind()
+        self._write: Callable[[str], None] = bound._logger.msg  # noqa: SLF001  named in structlog's reference
+        self._waiting: list[str] = []
+
+    def add(self, line: str) -> None:
+        """Write a line soon."""
+        if not self._waiting:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._waiting.append(line)
+
+    def _flush(self) -> None:
+        lines, self._waiting = self._waiting, []
+        self._write("\n".join(lines))
+
+
+class Template:
+    """A record that is written again and again with other figures: rendered once, its blanks filled in each time.
+
+    That takes a fifth of what the logger takes. A logger that does not write such records writes none here either.
+    """
+
+    def __init__(self, lines: Lines, event: str, fields: Mapping[str, object], blanks: Mapping[str, type]) -> None:
+        """`blanks`: those of the fields that are filled in, each of them text (`str`) or a number (`float`)."""
+        self._lines = lines
+        # Nobody who has a say in a field can guess what stands for a blank.
+        marks = {
+            name: secrets.token_hex(16) if kind is str else secrets.randbits(48) + 0.5
+            for name, kind in {**blanks, "timestamp": str}.items()
+        }
+        self._parts = _rendered(lines.log, event, {**fields, **marks}, [str(mark) for mark in marks.values()])
+        self._places = [self._parts.index(str(mark)) for mark in marks.values()] if self._parts else []
+
+    def write(self, *values: str) -> None:
+        """Write the record, with these values for its blanks, in their order."""
+        if not self._parts:
+            return
+        parts = self._parts.copy()
+        for place, value in zip(self._places, values, strict=False):
+            parts[place] = value
+        parts[self._places[-1]] = datetime.now(UTC).isoformat().removesuffix("+00:00") + "Z"
+        self._lines.add("".join(parts))
+
+
+def _rendered(log: Logger, event: str, fields: Mapping[str, object], marks: Sequence[str]) -> list[str]:
+    """A record as it is written, cut at its marks; nothing, if it is not written."""
+    bound: Any = log.bind()
+    if not bound.is_enabled_for(logging.INFO):
+        return []
+    try:
+        (text,), _ = bound._process_event("info", event, dict(fields))  # noqa: SLF001  so is this
+    except structlog.DropEvent:
+        return []
+    return re.split("(" + "|".join(map(re.escape, marks)) + ")", text)
 
 
 class Metrics:

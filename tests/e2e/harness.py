@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry
 
 from proxy.app import App, build
 from proxy.config import Config, load
-from proxy.serving import bind, listening
+from proxy.serving import Listener, bind, listening
 from proxy.telemetry import Metrics, make_logger
 from proxy.values import Listen
 
@@ -64,6 +64,7 @@ class Proxy:
     store: Path
     metrics: Metrics
     log_stream: io.StringIO = field(repr=False)
+    listener: Listener = field(repr=False)
 
     async def ask(self, method: str, target: str, headers: dict[str, str] | None = None) -> RawAnswer:
         """One request on a connection of its own."""
@@ -129,11 +130,11 @@ async def running(
     with contextlib.closing(sock):
         async with (
             build(config, make_logger("json", "debug", stream), metrics) as app,
-            listening(app.handlers, sock, tls),
+            listening(app.handlers, sock, tls) as listener,
         ):
             app.handlers.is_ready = True
             host = f"127.0.0.1:{sock.getsockname()[1]}"
-            yield Proxy(host, app, config, store, metrics, stream)
+            yield Proxy(host, app, config, store, metrics, stream, listener)
     assert "a defect" not in stream.getvalue(), stream.getvalue()
     if alone:
         await until(lambda: not _tasks_of_ours(), "tasks are left")

@@ -54,7 +54,7 @@ class RawClient:
         """Read an answer, however it ends."""
         status, headers = await self.head()
         answer = RawAnswer(status, headers, b"", "complete")
-        if method == "HEAD":
+        if method == "HEAD" or status == 304:
             return answer
         body = bytearray()
         try:

@@ -1,5 +1,6 @@
 """Logs are a line a record, whatever is in it; metrics have closed sets of labels."""
 
+import asyncio
 import io
 import json
 import logging
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 
-from proxy.telemetry import Format, Metrics, Outcome, make_logger, quiet, set_up_logging
+from proxy.telemetry import Format, Lines, Logger, Metrics, Outcome, Template, make_logger, quiet, set_up_logging
 
 HOSTILE = 'a\x1b[31m\r\n{"event": "forged"}\x00\x07\u2028\u202e"\udcff\\'
 
@@ -126,3 +127,35 @@ def test_every_metric_says_what_it_is() -> None:
     for family in families:
         assert family.name.startswith("entrepot_")
         assert family.documentation
+
+
+FIELDS = st.dictionaries(
+    st.text(st.characters(codec="ascii", categories=["Ll"]), min_size=1), st.text() | st.integers()
+)
+
+
+@given(st.dictionaries(NAMES, st.text() | st.integers()), st.sampled_from(["json", "console"]))
+async def test_a_template_writes_what_the_logger_would(fields: dict[str, object], style: Format) -> None:
+    fields = {f"x_{name}": value for name, value in fields.items()}
+    plain, filled = io.StringIO(), io.StringIO()
+    make_logger(style, "info", plain).info("request", client="::1", seconds=0.25, **fields)
+    lines = Lines(make_logger(style, "info", filled))
+    template = Template(lines, "request", fields, {"client": str, "seconds": float})
+    template.write("::1", "0.25")
+    template.write("::1", "0.25")
+    await asyncio.sleep(0)
+    for line in filled.getvalue().splitlines():
+        assert parsed(line, style) == parsed(plain.getvalue().strip("\n"), style)
+    assert len(filled.getvalue().splitlines()) == 2
+
+
+def parsed(line: str, style: Format) -> object:
+    """A line without what differs from one to the next: the time."""
+    if style == "console":
+        return line[len("2026-11-26T04:53:26.585434Z") :]
+    return {**json.loads(line), "timestamp": ""}
+
+
+@pytest.mark.parametrize("log", [quiet(), make_logger("json", "warning", io.StringIO())])
+def test_a_template_of_what_is_not_logged_writes_nothing(log: Logger) -> None:
+    Template(Lines(log), "request", {}, {"client": str}).write("::1")

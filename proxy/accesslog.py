@@ -1,0 +1,92 @@
+"""What is counted of each request, and the one line of log that it leaves."""
+
+from dataclasses import dataclass
+
+from aiohttp import web
+from prometheus_client import Counter, Histogram
+
+from proxy.telemetry import Lines, Logger, Metrics, Outcome, Template
+
+LONGEST = 160  # characters of a client's words in its line of the log
+
+
+@dataclass(slots=True)
+class Record:
+    """What there will be to say of a request: filled in as it becomes known."""
+
+    kind: str = "other"
+    upstream: str = ""
+    repository: str = ""
+    reference: str = ""
+    outcome: Outcome = Outcome.ERROR
+    error: str | None = None
+    status: int = 499  # 499: the client left before there was an answer
+    sent: int = 0  # bytes of the body
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What is counted of one answer each time that it is given, looked up once, and its line of the log."""
+
+    requests: Counter
+    seconds: Histogram
+    bytes: Counter
+    line: Template
+    sent: int
+
+    def count(self, client: str, seconds: float) -> None:
+        """It was given once more."""
+        self.requests.inc()
+        self.seconds.observe(seconds)
+        if self.sent:
+            self.bytes.inc(self.sent)
+        self.line.write(client, str(round(seconds, 4)))
+
+
+class AccessLog:
+    """Where the records of requests go."""
+
+    def __init__(self, metrics: Metrics, log: Logger) -> None:
+        self._metrics = metrics
+        self._log = log
+        self._lines = Lines(log)
+
+    def write(self, request: web.BaseRequest, record: Record, seconds: float) -> None:
+        """Count a request, and write its line."""
+        metrics = self._metrics
+        metrics.requests.labels(record.kind, record.upstream, record.status, record.outcome.value).inc()
+        metrics.seconds.labels(record.kind).observe(seconds)
+        if record.sent and record.outcome is Outcome.LENT:
+            metrics.lent_bytes.labels("out").inc(record.sent)
+        elif record.sent:
+            metrics.client_bytes.labels(record.upstream).inc(record.sent)
+        self._log.info("request", client=request.remote, **_told(request, record), seconds=round(seconds, 4))
+
+    def tally(self, request: web.BaseRequest, record: Record) -> Tally:
+        """What will be counted of the same request when it comes again, and gets the same answer."""
+        metrics = self._metrics
+        return Tally(
+            metrics.requests.labels(record.kind, record.upstream, record.status, record.outcome.value),
+            metrics.seconds.labels(record.kind),
+            metrics.client_bytes.labels(record.upstream),
+            Template(
+                self._lines, "request", {"client": "", **_told(request, record)}, {"client": str, "seconds": float}
+            ),
+            record.sent,
+        )
+
+
+def _told(request: web.BaseRequest, record: Record) -> dict[str, object]:
+    error = {} if record.error is None else {"error": record.error[:LONGEST]}
+    return {
+        "method": request.method,
+        "kind": record.kind,
+        "upstream": record.upstream,
+        "repository": record.repository,
+        "reference": record.reference,
+        "status": record.status,
+        "outcome": record.outcome.value,
+        "bytes": record.sent,
+        "agent": request.headers.get("User-Agent", "")[:LONGEST],
+        **error,
+    }
