@@ -161,8 +161,10 @@ class Handlers:
         record.reference = str(wanted)
         anew = "no-cache" in request.headers.get("Cache-Control", "").lower()
         as_of = _as_of(request)
-        async with asyncio.timeout(ANSWER):
-            served = await self._manifests.get(route.repository, wanted, anew=anew, as_of=as_of)
+        served = None if anew or as_of is not None else self._manifests.get_again(route.repository, wanted)
+        if served is None:
+            async with asyncio.timeout(ANSWER):
+                served = await self._manifests.get(route.repository, wanted, anew=anew, as_of=as_of)
         record.outcome = served.outcome
         if self._recorder.is_on:
             self._recorder.note(request.remote, "manifest", route.repository, wanted, served.manifest.digest)

@@ -25,6 +25,7 @@ API_VERSION = {
     "X-Content-Type-Options": "nosniff",
 }
 OCTETS = "application/octet-stream"
+SMALL = 32 * 1024  # bytes of a body that aiohttp takes without waiting for the client
 
 
 class Broken(Exception):
@@ -143,17 +144,29 @@ class Responder:
     async def _whole(
         self, status: int, body: bytes, media_type: str | None, headers: Mapping[str, str]
     ) -> web.StreamResponse:
-        response = await self._begin(status, None if status == 304 else len(body), media_type, headers)
-        if body and self._request.method != "HEAD":
+        length = None if status == 304 else len(body)
+        response = await self._begin(status, length, media_type, headers, kind=_Whole)
+        if not body or self._request.method == "HEAD":
+            return response
+        if len(body) <= SMALL:
+            await response.write(body)
+            self.sent += len(body)
+        else:
             channel = Channel(self._request, response, self._senders, self._stall_timeout)
             await channel.put(body)
             self.sent += channel.sent
         return response
 
     async def _begin(
-        self, status: int, length: int | None, media_type: str | None, headers: Mapping[str, str]
+        self,
+        status: int,
+        length: int | None,
+        media_type: str | None,
+        headers: Mapping[str, str],
+        *,
+        kind: type[web.StreamResponse] = web.StreamResponse,
     ) -> web.StreamResponse:
-        response = web.StreamResponse(status=status, headers={**self._extra, **headers})
+        response = kind(status=status, headers={**self._extra, **headers})
         if media_type is not None:
             response.headers["Content-Type"] = media_type  # set as it is: aiohttp would add a charset
         if length is not None:
@@ -187,6 +200,12 @@ class Responder:
         response.force_close()
         if self._request.transport is not None:
             self._request.transport.close()  # what is buffered goes out, then a FIN: containerd resumes after that
+
+
+class _Whole(web.StreamResponse):
+    """A response whose head goes out with its body, in one write."""
+
+    _send_headers_immediately = False
 
 
 def _blob_headers(digest: Digest) -> dict[str, str]:
