@@ -31,6 +31,9 @@ class Digest:
         if not _GRAMMAR.fullmatch(str(self)):
             raise OciError(Problem.DIGEST_INVALID, "not a sha256 or sha512 digest", detail=str(self))
 
+    def __hash__(self) -> int:
+        return hash(self.encoded)  # which a string remembers: digests are looked up several times a request
+
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read 'sha256:...'; OciError(DIGEST_INVALID) for anything else."""

@@ -25,6 +25,9 @@ class Repository:
         if len(self.name) > MAX_NAME or not _NAME.fullmatch(self.name):
             raise OciError(Problem.NAME_INVALID, "invalid repository name", detail=self.name)
 
+    def __hash__(self) -> int:
+        return hash(self.name)  # which a string remembers
+
     @classmethod
     def parse(cls, registry: str, name: str) -> Self:
         """Check a client's <name> by the grammar; OciError(NAME_INVALID) where it does not fit."""
