@@ -16,6 +16,7 @@ LONGEST_HEAD = 2048  # bytes
 MEMORY = 16 * 1024 * 1024  # bytes of heads and answers, of one process
 OVERHEAD = 4096  # bytes of the head, and of the objects around the answer
 SEEN = 16384  # heads that are known to have come once
+INTERNALS = ("_close", "_force_close", "_keepalive_timeout", "_next_keepalive_close_time", "_paused")  # of aiohttp's
 MORE_THAN_A_HEAD = (b"\r\ncontent-length:", b"\r\ntransfer-encoding:", b"\r\nupgrade:", b"\r\nexpect:")
 
 
@@ -96,14 +97,16 @@ class Connection(web.RequestHandler):
 
 
 class Server(web.Server):
-    """aiohttp's server, with connections of our own."""
+    """aiohttp's server, with connections of our own as long as it has what those use of it."""
 
     def __init__(self, handler: Callable[[web.BaseRequest], Any], **settings: Any) -> None:
         super().__init__(handler, **settings)
         self._repeats = Repeats()
 
-    def __call__(self) -> Connection:
+    def __call__(self) -> web.RequestHandler:
         """A connection, for the event loop."""
+        if not all(hasattr(web.RequestHandler, name) for name in INTERNALS):
+            return super().__call__()
         return Connection(self._repeats, self, loop=self._loop, **self._kwargs)
 
 

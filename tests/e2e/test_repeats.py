@@ -182,6 +182,17 @@ async def test_a_manifest_too_large_to_be_sent_without_waiting_is_sent_the_ordin
     assert (len(parsed), encore.LARGEST) == (6, 64 * 1024)
 
 
+async def test_with_an_aiohttp_that_is_made_otherwise_every_request_goes_the_ordinary_way(
+    upstream: FakeRegistry, proxy: Proxy, parsed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repeats, "INTERNALS", ("_something_else",))
+    image = upstream.add_image(REPO, "v1")
+    async with connect(proxy.host) as client:
+        for _ in range(2):
+            assert {answer.body for answer in await thrice(client, "GET", TAG)} == {image.body}
+    assert len(parsed) == 6
+
+
 class TestAPlainConnection:
     """Only where bytes are sure to be the beginning of a request may they be taken for one."""
 
