@@ -69,7 +69,7 @@ class BlobStream:
         began = time.monotonic()
         try:
             async with asyncio.timeout(self._stall_timeout):
-                data = await self._response.content.readany()
+                data = await self._next()
         except TimeoutError:
             raise Interrupted(f"no byte for {self._stall_timeout:g} s") from None
         except (aiohttp.ClientError, OSError, RuntimeError) as error:  # aiohttp: "Connection closed." is a RuntimeError
@@ -81,6 +81,12 @@ class BlobStream:
         self._received(len(data))
         self._watch.saw(len(data), time.monotonic() - began)
         return data
+
+    async def _next(self) -> bytes:
+        """What came, as it came: joined only where it comes in chunks, which may be small."""
+        if self._response.content_length is None or "Transfer-Encoding" in self._response.headers:
+            return await self._response.content.readany()
+        return (await self._response.content.readchunk())[0]
 
     def resting(self) -> contextlib.AbstractContextManager[None]:
         """Around waiting for a client: should that take long, others may have the turn, and read() is Interrupted."""

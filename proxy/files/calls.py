@@ -5,6 +5,7 @@ import contextlib
 import errno
 import fcntl
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from typing import Any, ParamSpec, TypeVar
@@ -128,6 +129,26 @@ def _append(fd: int, offset: int, hasher: Hasher, data: memoryview) -> int:
         hasher.update(data[done : done + written])
         done += written
     return done
+
+
+async def pour(
+    handle: Handle, offset: int, hasher: Hasher, pieces: deque[memoryview], wrote: Callable[[int], None]
+) -> None:
+    """As append(), of all `pieces`, and of those that are put there meanwhile: one hop as long as there are any.
+
+    `wrote` is told in the thread where what is written and hashed ends, after each. Raises OSError.
+    """
+    await hop(_pour, handle.fd, offset, hasher, pieces, wrote)
+
+
+def _pour(fd: int, offset: int, hasher: Hasher, pieces: deque[memoryview], wrote: Callable[[int], None]) -> None:
+    while pieces:
+        data = pieces.popleft()
+        while data:
+            done = _append(fd, offset, hasher, data)
+            offset += done
+            data = data[done:]
+            wrote(offset)
 
 
 async def sync(handle: Handle) -> None:

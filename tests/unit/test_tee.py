@@ -29,7 +29,8 @@ async def test_all_of_it_is_written_hashed_and_told_of_in_order(
     writer: Handle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tee, "BATCH", 100_000)
-    monkeypatch.setattr(tee, "SYNCED", 150_000)
+    monkeypatch.setattr(tee, "STRIDE", 50_000)
+    monkeypatch.setattr(tee, "SYNCED", 0.0)
     growth, told = Growth(writer, hashlib.sha256()), list[int]()
     one = Tee(growth, told.append)
     for piece in PIECES:
@@ -46,7 +47,7 @@ async def test_all_of_it_is_written_hashed_and_told_of_in_order(
 async def test_what_the_disk_refuses_is_raised_and_nothing_is_written_after_it(
     writer: Handle, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
-    monkeypatch.setattr(tee, "SYNCED", 1)
+    monkeypatch.setattr(tee, "SYNCED", 0.0)
     calls = 0
 
     def refusing(*_: object) -> int:
