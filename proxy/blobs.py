@@ -133,6 +133,7 @@ class Blobs:
     async def _run(self, fill: Fill) -> None:
         """See a fill through: it leaves the table first, then its readers are told."""
         result = Result(End.FAILED, OciError(Problem.OVERLOADED, "the cache is shutting down", retry_after=1))
+        fill.spool.join()  # whoever comes before it has left the table finds the file open
         try:
             async with self._slots[fill.repository.registry]:
                 with self._metrics.fills_active.track_inprogress():
@@ -144,6 +145,7 @@ class Blobs:
             if result.end is End.VERIFIED:
                 self._means.blobs.used(fill.digest)
             fill.spool.finish(result.end, result.error, result.hasher)
+            fill.spool.leave()
 
     # What is stored, and who may have it
 

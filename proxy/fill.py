@@ -230,8 +230,10 @@ class Fill:
                 if claim.growth.done and not is_invalid(error):
                     claim.fate = Fate.LEFT
                 raise
-            if await self._adopt(handle, claim.growth.done, reservation):
-                claim.fate = Fate.ADOPTED
+            self.spool.vouch()
+            publishing = asyncio.create_task(self._adopt(handle, claim, reservation))
+            await files.outlast(publishing)  # whoever has it by now is to find it here next time, come what may
+            publishing.result()
         return Result(End.VERIFIED)
 
     @contextlib.asynccontextmanager
@@ -300,14 +302,13 @@ class Fill:
             ahead = Ahead(self.spool, size)
             shared.uploads.follow(blob_key(self.digest), ahead, ahead.close)
 
-    async def _adopt(self, handle: Handle, size: int, reservation: Reservation) -> bool:
-        """Publish what has been verified; False if the disk refuses, which does not make it any less right."""
+    async def _adopt(self, handle: Handle, claim: "Claim", reservation: Reservation) -> None:
+        """Publish what has been verified. That the disk refuses does not make it any less right. Raises OciError."""
         try:
             await self._means.blobs.adopt(self.digest, handle)
-            await reservation.settle(size)
+            await reservation.settle(claim.growth.done)
+            claim.fate = Fate.ADOPTED
         except OSError as error:
             if error.errno == errno.EIO:
                 raise OciError(Problem.OVERLOADED, "the cache's disk fails") from None
             self._log.error("blob not cached", reason=f"the disk refuses: {error.strerror}")
-            return False
-        return True

@@ -125,6 +125,7 @@ class ComingBlob:
         while (readable := await self._spool.beyond(there)) > there:
             there = readable
             yield there
+        await self._spool.ended()
         if self._spool.end is End.UNCACHED:
             raise OciError(Problem.OVERLOADED, "the cache has no room for it, or its disk takes no more")
         if self._spool.end is not End.VERIFIED:
@@ -139,10 +140,10 @@ class ComingBlob:
         Of a part no end can be withheld: unless its bytes are upstream's, it waits until the digest holds.
         """
         if not self._spool.is_trusted:
-            await self._spool.ended()
+            await self._spool.judged()
             if self._spool.end is End.FAILED:
                 raise self._broken()
-            if self._spool.end is End.VERIFIED:
+            if self._spool.end is not End.UNCACHED:
                 return
         elif span.start <= self._spool.watermark + NEAR:
             return
@@ -157,6 +158,8 @@ class ComingBlob:
             if readable <= offset:
                 break
             until = readable if stop is None else min(readable, stop)
+            if self._spool.end is None and offset < until - 1:
+                until -= 1  # the last by itself: should the disk fail meanwhile, what was sent may be wrong
             yield self._spool.extent(offset, until - offset)
             offset = until
         if self._spool.end is End.FAILED and (stop is None or offset < stop):

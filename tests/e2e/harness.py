@@ -67,8 +67,10 @@ class Proxy:
     listener: Listener = field(repr=False)
 
     async def ask(self, method: str, target: str, headers: dict[str, str] | None = None) -> RawAnswer:
-        """One request on a connection of its own."""
-        return await ask(self.host, method, target, {"Host": self.host, "Connection": "close", **(headers or {})})
+        """One request on a connection of its own; what has come right of a blob is published when it returns."""
+        answer = await ask(self.host, method, target, {"Host": self.host, "Connection": "close", **(headers or {})})
+        await until(lambda: not any(fill.spool.is_right for fill in self.app.blobs._fills.values()), "publication")
+        return answer
 
     async def get(self, target: str, headers: dict[str, str] | None = None) -> RawAnswer:
         """GET."""

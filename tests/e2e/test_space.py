@@ -447,8 +447,10 @@ async def test_bytes_that_did_not_reach_the_disk_are_not_built_upon(
 ) -> None:
     digest = upstream.add_blob(REPO, DATA)
     disk.breaks("fsync", errno.EIO)
-    assert (await proxy.get(f"/v2/{REPO}/blobs/{digest}")).ended == "short"
+    got = await proxy.get(f"/v2/{REPO}/blobs/{digest}")
+    assert (got.ended, got.body) == ("complete", DATA)  # they were right before the disk lost them
     await proxy.settled()
+    assert [record["reason"] for record in proxy.log if record["event"] == "fill failed"] == ["the cache's disk fails"]
     assert disk.calls == 1  # a failed fsync is not tried again: the second one would lie
     assert (proxy.blobs(), proxy.spools()) == ([], [])
     disk.recovers()

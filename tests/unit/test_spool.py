@@ -10,7 +10,7 @@ import pytest
 from proxy.files import Handle
 from proxy.oci.digest import Digest
 from proxy.oci.errors import OciError, Problem
-from proxy.spool import End, Spool
+from proxy.spool import STRETCH, End, Spool
 
 DATA = bytes(range(200))
 
@@ -104,7 +104,10 @@ async def test_readers_of_what_the_cache_would_not_take_get_no_error(spool: Spoo
     assert not spool.is_open
 
 
-async def test_each_reader_wakes_when_its_own_byte_is_there(spool: Spool, handle: Handle) -> None:
+async def test_each_reader_wakes_when_its_own_byte_is_there(
+    spool: Spool, handle: Handle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.spool.STRETCH", 1)
     spool.open(handle, len(DATA))
     readers = {offset: asyncio.create_task(spool.beyond(offset)) for offset in (0, 9, 10, 150)}
     spool.advance(11)
@@ -175,3 +178,49 @@ async def test_the_spool_has_a_file_of_its_own(spool: Spool, handle: Handle) -> 
     assert await spool.read(0, 5) == DATA[:5]
     spool.finish(End.FAILED)
     spool.leave()
+
+
+async def test_what_is_right_is_given_out_before_the_disk_has_it(spool: Spool, handle: Handle) -> None:
+    spool.open(handle, None)
+    spool.advance(len(DATA))
+    judged, ended = asyncio.create_task(spool.judged()), asyncio.create_task(spool.ended())
+    assert await waiting(judged)
+    spool.vouch()
+    assert (await spool.beyond(len(DATA) - 1), await spool.beyond(len(DATA)), spool.size) == (len(DATA),) * 3
+    await judged
+    assert await waiting(ended)
+    spool.finish(End.VERIFIED)
+    await ended
+
+
+async def test_what_the_disk_loses_once_it_is_right_is_given_out_no_more(spool: Spool, handle: Handle) -> None:
+    spool.open(handle, len(DATA))
+    spool.advance(len(DATA))
+    spool.vouch()
+    spool.finish(End.FAILED)
+    assert await spool.beyond(len(DATA) - 1) == len(DATA) - 1
+
+
+async def test_nothing_else_than_readers_were_told_is_right(spool: Spool, handle: Handle) -> None:
+    spool.open(handle, len(DATA) + 1)
+    spool.advance(len(DATA))
+    spool.vouch()
+    assert (spool.is_over, spool.readable) == (False, len(DATA) - 1)
+
+
+async def test_readers_hear_of_little_after_a_moment_and_of_much_at_once(
+    spool: Spool, handle: Handle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.spool.PAUSE", 0.1)
+    spool.open(handle, None)
+    spool.advance(2)
+    assert await spool.beyond(0) == 1
+    reader = asyncio.create_task(spool.beyond(1))
+    assert await waiting(reader)
+    spool.advance(4)
+    assert await waiting(reader)
+    assert await reader == 3
+    reader = asyncio.create_task(spool.beyond(3))
+    assert await waiting(reader)
+    spool.advance(4 + STRETCH)
+    assert not await waiting(reader)
