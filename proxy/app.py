@@ -37,7 +37,7 @@ from proxy.tier import Shared, open_tier
 from proxy.upstream import Upstream
 
 SIZES_IN_MEMORY = 65536
-SENDERS = 8  # threads that send files
+SENDERS = 8  # threads that send files, at most: one for each processor, shared by the workers
 PARTS_IN_MEMORY = 64 * 1024 * 1024  # bytes of blobs that come by several connections, until they are written
 
 
@@ -103,7 +103,7 @@ async def build(config: Config, log: Logger, metrics: Metrics) -> AsyncIterator[
             Listings(upstreams, manifests),
             metrics=metrics,
             log=log,
-            senders=_senders(stack),
+            senders=_senders(config, stack),
             client_stall_timeout=config.server.client_stall_timeout,
             recorder=(recorder := Recorder(tree, log)),
             lending=None if tier.shared is None else tier.shared.lending,
@@ -124,9 +124,9 @@ async def build(config: Config, log: Logger, metrics: Metrics) -> AsyncIterator[
         )  # fmt: skip
 
 
-def _senders(stack: contextlib.AsyncExitStack) -> files.Senders:
-    senders = files.Senders(SENDERS)
-    stack.callback(senders.close)
+def _senders(config: Config, stack: contextlib.AsyncExitStack) -> files.Senders:
+    senders = files.Senders(min(SENDERS, max(1, files.processors() // config.server.workers)))
+    stack.push_async_callback(senders.aclose)
     return senders
 
 

@@ -9,7 +9,7 @@ from aiohttp import web
 from proxy.files import Extent, Outlet, Senders
 
 SMALL = 128 * 1024  # bytes up to which a stretch is read and written: the kernel sends it no faster
-CHUNK = 256 * 1024  # bytes read of a file at a time where the kernel cannot send it: over TLS, or in chunks
+CHUNK = 512 * 1024  # bytes read of a file at a time where the kernel cannot send it: over TLS, or in chunks
 
 Piece = bytes | Extent
 
@@ -40,8 +40,7 @@ class Channel:
         elif piece.count > SMALL and self._is_plain:
             await self._send(piece)
         else:
-            for offset in range(piece.offset, piece.end, CHUNK):
-                await self._write(await piece.handle.read_all(offset, min(CHUNK, piece.end - offset)))
+            await self._copy(piece)
 
     def close(self) -> None:
         """Let go of the connection: until then nothing that closes it is noticed by the client."""
@@ -54,23 +53,30 @@ class Channel:
         transport = self._request.transport
         return not self._response.chunked and transport is not None and transport.get_extra_info("sslcontext") is None
 
-    async def _write(self, data: bytes) -> None:
+    async def _copy(self, extent: Extent) -> None:
+        """Read it and write it, a chunk at a time."""
+        handle = extent.handle
+        for offset in range(extent.offset, extent.end, CHUNK):
+            if offset > extent.offset:
+                await asyncio.sleep(0)  # a client that takes all at once must not keep others waiting
+            count = min(CHUNK, extent.end - offset)
+            await self._write(handle.at_hand(offset, count) or await handle.read_all(offset, count))
+
+    async def _write(self, data: bytes | bytearray) -> None:
         async with taking(self._request, self._patience):
             await self._response.write(data)
         self._written += len(data)
 
     async def _send(self, extent: Extent) -> None:
         outlet = self._outlet or self._opened()
+        await asyncio.sleep(0)  # uvloop writes at the end of a round
         while self._is_buffered():  # what was written before, the head at least, goes first
             async with taking(self._request, self._patience):
                 await outlet.writable()
-        offset = extent.offset
-        while offset < extent.end:
-            count = await outlet.send(self._senders, Extent(extent.handle, offset, extent.end - offset))
-            offset += count
-            if not count:
-                async with taking(self._request, self._patience):
-                    await outlet.writable()
+        try:
+            await self._senders.send(outlet, extent, self._patience)
+        except TimeoutError:
+            raise lost(self._request) from None
 
     def _opened(self) -> Outlet:
         self._outlet = Outlet(self._transport().get_extra_info("socket").fileno())
@@ -100,6 +106,11 @@ async def taking(request: web.BaseRequest, patience: float) -> AsyncIterator[Non
         async with asyncio.timeout(patience):
             yield
     except TimeoutError:
-        if request.transport is not None:
-            request.transport.abort()  # it reads nothing: a FIN would wait behind what it does not read
-        raise ConnectionResetError("the client took no byte for too long") from None
+        raise lost(request) from None
+
+
+def lost(request: web.BaseRequest) -> ConnectionResetError:
+    """Let a client go that takes nothing."""
+    if request.transport is not None:
+        request.transport.abort()  # it reads nothing: a FIN would wait behind what it does not read
+    return ConnectionResetError("the client took no byte for too long")

@@ -102,6 +102,7 @@ class FaultyDisk:
         monkeypatch.setattr(os, "open", self._opening(os.open))
         monkeypatch.setattr(os, "close", self._closing(os.close))
         monkeypatch.setattr(os, "pread", self._reading(os.pread))
+        monkeypatch.setattr(os, "preadv", self._looking(os.preadv))
         monkeypatch.setattr(os, "sendfile", self._sending(os.sendfile))
         monkeypatch.setattr(os, "pwrite", self._writing(os.pwrite))
         monkeypatch.setattr(tree, "open", self._wrapped, raising=False)
@@ -166,6 +167,16 @@ class FaultyDisk:
         def call(fd: int, count: int, offset: int) -> bytes:
             fault = self.check("pread") if _is_ours() else 0
             return real(fd, max(1, count // 2) if fault == SHORT else count, offset)
+
+        return call
+
+    def _looking(self, real: Callable[..., int]) -> Callable[..., int]:
+        """Nothing is in memory: all has to be read from the disk, which is what goes wrong."""
+
+        def call(fd: int, buffers: Any, offset: int, flags: int = 0) -> int:
+            if self._is_counting and flags & os.RWF_NOWAIT:
+                raise BlockingIOError
+            return real(fd, buffers, offset, flags)
 
         return call
 

@@ -23,7 +23,7 @@ from proxy.files.calls import (
     sync,
     write_number,
 )
-from proxy.files.machine import boot, count_descriptors, identity, raise_descriptor_limit, stamp, unhurried
+from proxy.files.machine import boot, count_descriptors, identity, processors, raise_descriptor_limit, stamp, unhurried
 from proxy.files.outside import Stream, Unusable, reading, replacing
 from proxy.files.rooted import UnsafeDirectory, check_root, is_ours
 from proxy.files.sending import Extent, Outlet, Senders
@@ -56,6 +56,7 @@ __all__ = [
     "is_ours",
     "outlast",
     "pour",
+    "processors",
     "raise_descriptor_limit",
     "read_hashed",
     "read_number",

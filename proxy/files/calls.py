@@ -82,6 +82,17 @@ class Handle:
         """Another handle of the same open file, with a life of its own."""
         return Handle(os.dup(self.fd), self.size)
 
+    def at_hand(self, offset: int, count: int) -> bytearray | None:
+        """So many bytes at `offset`, if the system has all of them in memory; None if that would take a thread.
+
+        Not blocking: to copy 256 KiB takes 30 microseconds, and a hop to a thread and back 200.
+        """
+        data = bytearray(count)
+        try:
+            return data if os.preadv(self.fd, [data], offset, os.RWF_NOWAIT) == count else None
+        except OSError:  # they have to be read first, the file system cannot tell, or the disk has lost them
+            return None
+
     async def read(self, offset: int, count: int) -> bytes:
         """Up to `count` bytes at `offset`; fewer only at the end of the file."""
         return await hop(read_fully, self.fd, count, offset)
@@ -94,13 +105,21 @@ class Handle:
         return data
 
     def close(self) -> None:
-        """Close without waiting: the last close of an unlinked file frees its blocks, which takes a while."""
+        """Close without waiting: the last close of an unlinked file frees its blocks, which takes a while.
+
+        That of a file that has a name frees nothing, and is cheaper done than handed to a thread.
+        """
         fd, self._fd = self._fd, -1
         if fd >= 0:
             try:
-                _ = asyncio.get_running_loop().run_in_executor(None, close_fd, fd)
-            except RuntimeError:  # no loop, or its threads are gone: the process is about to end
-                close_fd(fd)
+                loop = None if os.fstat(fd).st_nlink else asyncio.get_running_loop()
+            except (OSError, RuntimeError):  # no loop: the process is about to end
+                loop = None
+            if loop is not None:
+                with contextlib.suppress(RuntimeError):  # its threads are gone, as above
+                    _ = loop.run_in_executor(None, close_fd, fd)
+                    return
+            close_fd(fd)
 
     def __del__(self) -> None:
         """Close what was opened for a caller that had been cancelled by then: it never saw this handle."""

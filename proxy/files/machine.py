@@ -21,6 +21,11 @@ def raise_descriptor_limit() -> tuple[int, int]:
     return soft, hard
 
 
+def processors() -> int:
+    """How many of them this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
 def boot() -> bytes:
     """What tells this boot of this machine from every other; blocking. Raises OSError."""
     with open("/proc/sys/kernel/random/boot_id", "rb") as file:

@@ -1,18 +1,28 @@
-"""Stretches of files on their way to sockets, without a copy through this process (sendfile(2))."""
+"""Stretches of files on their way to sockets, without a copy through this process (sendfile(2)).
+
+A few threads do all the sending, one for each processor. Each has connections of its own, sends to one that takes more,
+and then to the next, so that neither many clients nor slow ones cost a thread, or a way back to the event loop.
+"""
 
 import asyncio
+import contextlib
 import errno
 import os
 import select
-from collections.abc import Callable
+import socket
+import threading
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from proxy.files.calls import Handle, close_fd, hop_to, too_short
+from proxy.files.calls import Handle, close_fd, hop, outlast, too_short
 
-BURST = 16 * 1024 * 1024  # bytes that a thread sends of one file before others have their turn
+LONGEST = 16 * 1024 * 1024  # bytes that a thread sends of one file before others have their turn ...
+SHORTEST = 1024 * 1024  # ... and where it has more transfers than
+FEW = 8  # so many
+READERS = 8  # threads that bring what is not in the system's memory there
+PIECE = 256 * 1024  # bytes of it at a time
 _OF_THE_NETWORK = frozenset({errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.ENOTCONN})
-LINGER = 5  # milliseconds that it waits for a client to take more: one that is quick costs no way back to the loop
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,68 +39,232 @@ class Extent:
         return self.offset + self.count
 
 
-class Senders:
-    """The threads that send. Slow clients hold none of them, and they hold up no other file calls."""
-
-    def __init__(self, threads: int) -> None:
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="send")
-
-    async def run(self, send: Callable[[], int]) -> int:
-        """Have one of them send."""
-        return await hop_to(self._threads, send)
-
-    def close(self) -> None:
-        """Let go of the threads; who has one send waits for it."""
-        self._threads.shutdown(wait=False)
-
-
 class Outlet:
     """A second descriptor of a connection's socket, for as long as a body is sent by it.
 
     `sent` counts the bytes that went out by it, also while nobody waits for them any more.
     """
 
-    def __init__(self, socket: int) -> None:
-        self._fd = os.dup(socket)  # the event loop lets nobody wait for one that it has a transport for
+    def __init__(self, descriptor: int) -> None:
+        # The event loop lets nobody wait for one that it has a transport for. Of which family it is does not matter.
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=os.dup(descriptor))
         self.sent = 0
 
-    async def send(self, senders: Senders, extent: Extent) -> int:
-        """Send some of it, as much as the client takes just now. Returns how many bytes. Raises OSError."""
-        return await senders.run(lambda: self._send(extent))
+    @property
+    def fd(self) -> int:
+        """The descriptor."""
+        return self._socket.fileno()
 
-    def _send(self, extent: Extent) -> int:
-        done, most = 0, min(extent.count, BURST)
-        while done < most:
-            try:
-                sent = os.sendfile(self._fd, extent.handle.fd, extent.offset + done, most - done)
-            except BlockingIOError:
-                if not self._takes_more():
-                    break
-                continue
-            except OSError as error:
-                if error.errno in _OF_THE_NETWORK:
-                    raise ConnectionResetError(error.errno, error.strerror) from None
-                raise
-            if not sent:
-                raise too_short()
-            done += sent
-            self.sent += sent
-        return done
-
-    def _takes_more(self) -> bool:
-        poll = select.poll()
-        poll.register(self._fd, select.POLLOUT)
-        return bool(poll.poll(LINGER))
+    def hold_back(self, *, holds: bool) -> None:
+        """Have the kernel send full segments only, or all there is: a client wakes up less often for as many bytes."""
+        with contextlib.suppress(OSError):  # it is no TCP socket, or its client has gone
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, holds)
 
     async def writable(self) -> None:
         """Wait until the client has taken some of what it was sent, or is gone."""
         loop, ready = asyncio.get_running_loop(), asyncio.Event()
-        loop.add_writer(self._fd, ready.set)
+        loop.add_writer(self.fd, ready.set)
         try:
             await ready.wait()
         finally:
-            loop.remove_writer(self._fd)
+            loop.remove_writer(self.fd)
 
     def close(self) -> None:
         """Close the descriptor; the connection stays."""
-        close_fd(self._fd)
+        close_fd(self._socket.detach())
+
+
+class _Transfer:
+    """An extent on its way to a client. All but its beginning and its end is for the one thread that has it."""
+
+    def __init__(self, outlet: Outlet, extent: Extent) -> None:
+        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.fd = outlet.fd
+        self.is_waiting = False  # for the client
+        self.is_read = False  # from the disk, at this moment
+        self.is_given_up = False
+        self.is_settled = False
+        self._outlet = outlet
+        self._extent = extent
+        self._offset = extent.offset
+        self._read_until = 0  # the offset up to which it was brought into memory
+
+    def is_in_memory(self) -> bool:
+        """Whether what comes next can be sent without waiting for the disk, as far as its first byte tells."""
+        if self._offset < self._read_until:
+            return True
+        try:
+            os.preadv(self._extent.handle.fd, [bytearray(1)], self._offset, os.RWF_NOWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:  # a file system that cannot tell, or a bad sector, which sending will say again
+            return True
+        return True
+
+    def read(self) -> None:
+        """Bring what comes next into the system's memory."""
+        until = min(self._offset + SHORTEST, self._extent.end)
+        for offset in range(self._offset, until, PIECE):
+            with contextlib.suppress(OSError):  # sending will say so
+                os.pread(self._extent.handle.fd, PIECE, offset)
+        self._read_until = until
+
+    def advance(self, others: int) -> bool:
+        """Send what comes next, beside so many others; returns whether that was the last.
+
+        Raises BlockingIOError where the client takes no more, OSError.
+        """
+        if not others and self._offset == self._extent.offset:
+            self._outlet.hold_back(holds=True)
+        most = SHORTEST if self._read_until or others >= FEW else LONGEST
+        stop = min(self._extent.end, self._offset + most)
+        sent = os.sendfile(self.fd, self._extent.handle.fd, self._offset, stop - self._offset)
+        if not sent:
+            raise too_short()
+        self._offset += sent
+        self._outlet.sent += sent
+        return self._offset == self._extent.end
+
+    def settle(self, error: Exception | None) -> None:
+        """It is over: say so to whoever waits for that."""
+        self.is_settled = True
+        self._outlet.hold_back(holds=False)
+        with contextlib.suppress(RuntimeError):  # the loop has been closed: nobody waits
+            self.over.get_loop().call_soon_threadsafe(self._end, error)
+
+    def _end(self, error: Exception | None) -> None:
+        if error is None:
+            self.over.set_result(None)
+        else:
+            self.over.set_exception(error)
+            self.over.exception()  # who gave it up does not ask
+
+
+class _Sender:
+    """One thread, and the transfers that it has."""
+
+    def __init__(self, readers: ThreadPoolExecutor) -> None:
+        self.busy = 0  # transfers
+        self._readers = readers
+        self._epoll = select.epoll()
+        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._epoll.register(self._bell, select.EPOLLIN)
+        self._told: deque[_Transfer] = deque()  # by other threads
+        self._ready: deque[_Transfer] = deque()  # to go on with
+        self._registered: dict[int, _Transfer] = {}  # whose clients once took no more, by descriptor
+        self._is_closing = False
+        self._thread = threading.Thread(target=self._run, name="send", daemon=True)
+        self._thread.start()
+
+    def tell(self, transfer: _Transfer) -> None:
+        """Have it look at a transfer, which is new, or has been read, or given up."""
+        self._told.append(transfer)
+        os.eventfd_write(self._bell, 1)
+
+    def close(self) -> None:
+        """Wait until it has ended; blocking. No transfer may be going on."""
+        self._is_closing = True
+        os.eventfd_write(self._bell, 1)
+        self._thread.join()
+        self._epoll.close()
+        close_fd(self._bell)
+
+    def _run(self) -> None:
+        while not self._is_closing:
+            for descriptor, _ in self._epoll.poll(0 if self._ready else None):
+                if descriptor == self._bell:
+                    os.eventfd_read(self._bell)
+                elif (transfer := self._registered[descriptor]).is_waiting:
+                    transfer.is_waiting = False
+                    self._ready.append(transfer)
+            while self._told:
+                self._ready.append(self._told.popleft())
+            if self._ready:
+                self._turn(self._ready.popleft())
+
+    def _turn(self, transfer: _Transfer) -> None:
+        if transfer.is_settled or transfer.is_read:
+            return  # it was told of twice, or its reader will tell of it
+        try:
+            if transfer.is_given_up:
+                self._end(transfer, ConnectionResetError("nobody waits for it any more"))
+            elif not transfer.is_in_memory():
+                transfer.is_read = True
+                self._readers.submit(self._read, transfer)
+            elif transfer.advance(self.busy - 1):
+                self._end(transfer, None)
+            else:
+                self._ready.append(transfer)
+        except BlockingIOError:
+            self._wait(transfer)
+        except Exception as error:  # it is raised where the transfer is waited for
+            self._end(transfer, _explained(error))
+
+    def _wait(self, transfer: _Transfer) -> None:
+        """For the client: edge-triggered, since it is sent to until it takes no more each time."""
+        transfer.is_waiting = True
+        if transfer.fd not in self._registered:
+            self._registered[transfer.fd] = transfer
+            self._epoll.register(transfer.fd, select.EPOLLOUT | select.EPOLLET)
+
+    def _end(self, transfer: _Transfer, error: Exception | None) -> None:
+        if self._registered.pop(transfer.fd, None) is not None:
+            self._epoll.unregister(transfer.fd)  # before the descriptor may become another one
+        transfer.settle(error)
+
+    def _read(self, transfer: _Transfer) -> None:
+        """In another thread."""
+        transfer.read()
+        transfer.is_read = False
+        self.tell(transfer)
+
+
+class Senders:
+    """The threads that send, and those that read what they would have to wait for."""
+
+    def __init__(self, threads: int) -> None:
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="read")
+        self._senders = [_Sender(self._readers) for _ in range(threads)]
+
+    async def send(self, outlet: Outlet, extent: Extent, patience: float) -> None:
+        """Send all of an extent. Raises ConnectionError, OSError of the file.
+
+        TimeoutError, once the client has taken nothing for `patience` seconds, or up to twice that.
+        """
+        transfer, sender = _Transfer(outlet, extent), min(self._senders, key=lambda one: one.busy)
+        sender.busy += 1
+        sender.tell(transfer)
+        try:
+            await _watch(transfer, outlet, patience)
+        finally:
+            if not transfer.over.done():
+                transfer.is_given_up = True
+                sender.tell(transfer)
+                await outlast(transfer.over)
+            sender.busy -= 1
+        transfer.over.result()
+
+    async def aclose(self) -> None:
+        """Let go of the threads. No transfer may be going on."""
+        await hop(self._close)
+
+    def _close(self) -> None:
+        self._readers.shutdown()
+        for sender in self._senders:
+            sender.close()
+
+
+async def _watch(transfer: _Transfer, outlet: Outlet, patience: float) -> None:
+    """Wait until it is over. Raises TimeoutError where it is the client that keeps it from that."""
+    while not transfer.over.done():
+        before = outlet.sent
+        await asyncio.wait((transfer.over,), timeout=patience)
+        if transfer.is_waiting and outlet.sent == before and not transfer.over.done():
+            raise TimeoutError
+
+
+def _explained(error: Exception) -> Exception:
+    """An error of the network is none of the disk, whatever its number."""
+    if isinstance(error, OSError) and error.errno in _OF_THE_NETWORK:
+        return ConnectionResetError(error.errno, error.strerror)
+    return error

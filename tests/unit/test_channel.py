@@ -1,6 +1,8 @@
 """A body on its way to a client: what was written before a file goes before it."""
 
+import asyncio
 import contextlib
+import errno
 import os
 import socket
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from proxy.channel import SMALL, Channel
+from proxy.channel import CHUNK, SMALL, Channel
 from proxy.files import Extent, Handle, Senders
 
 
@@ -48,14 +50,76 @@ async def test_a_file_is_sent_once_all_that_was_written_before_has_gone(
     request: Any = SimpleNamespace(transport=transport)
     response: Any = SimpleNamespace(chunked=False)
     handle = Handle(os.open(tmp_path / "file", os.O_RDONLY), len(body))
-    with near, far, contextlib.closing(Senders(1)) as senders, contextlib.closing(handle):
-        channel = Channel(request, response, senders, 5.0)
-        await channel.put(Extent(handle, 0, len(body)))
-        channel.close()
-        assert channel.sent == len(body)
-        received = b""
-        while len(received) < len(body):
-            received += far.recv(len(body))
+    async with contextlib.aclosing(Senders(1)) as senders:
+        with near, far, contextlib.closing(handle):
+            channel = Channel(request, response, senders, 5.0)
+            await channel.put(Extent(handle, 0, len(body)))
+            channel.close()
+            assert channel.sent == len(body)
+            received = b""
+            while len(received) < len(body):
+                received += far.recv(len(body))
     assert received == body
     assert left
     assert max(left) <= 0, "a file was sent before what had been written"
+
+
+class Written:
+    """A response that takes what is written, or never anything."""
+
+    chunked = True
+
+    def __init__(self, *, takes: bool = True) -> None:
+        self.body = b""
+        self._takes = takes
+
+    async def write(self, data: bytes) -> None:
+        if not self._takes:
+            await asyncio.Event().wait()
+        self.body += data
+
+
+class Disk:
+    """A file that is not in memory, and takes its time, or fails."""
+
+    def __init__(self, error: OSError | None = None) -> None:
+        self._error = error
+
+    def at_hand(self, _offset: int, _count: int) -> None:
+        return None
+
+    async def read_all(self, _offset: int, count: int) -> bytes:
+        if self._error is not None:
+            raise self._error
+        await asyncio.sleep(PATIENCE * 3)
+        return b"x" * count
+
+
+PATIENCE = 0.02
+
+
+async def copied(disk: Disk, response: Written) -> Channel:
+    transport = SimpleNamespace(abort=lambda: None)
+    request: Any = SimpleNamespace(transport=transport)
+    extent: Any = Extent(disk, 0, CHUNK + 1)  # type: ignore[arg-type]
+    sent_by: Any = response
+    async with contextlib.aclosing(Senders(1)) as senders:
+        channel = Channel(request, sent_by, senders, PATIENCE)
+        await channel.put(extent)
+    return channel
+
+
+async def test_a_disk_that_takes_its_time_is_no_client_that_does() -> None:
+    response = Written()
+    channel = await copied(Disk(), response)
+    assert len(response.body) == channel.sent == CHUNK + 1
+
+
+async def test_a_disk_that_times_out_is_an_error_of_the_file() -> None:
+    with pytest.raises(TimeoutError):
+        await copied(Disk(TimeoutError(errno.ETIMEDOUT, "timed out")), Written())
+
+
+async def test_a_client_that_takes_nothing_that_is_written_is_let_go() -> None:
+    with pytest.raises(ConnectionResetError, match="too long"):
+        await copied(Disk(), Written(takes=False))

@@ -539,12 +539,13 @@ async def fill_and_open(tree: Tree) -> None:
 
 async def send(stored: Handle) -> None:
     """A file to somebody else."""
-    senders = Senders(1)
     near, far = socket.socketpair()
-    with near, far, contextlib.closing(senders):
+    with near, far:
         near.setblocking(False)
-        with contextlib.closing(Outlet(near.fileno())) as outlet:
-            assert await outlet.send(senders, Extent(stored, 0, 4)) == outlet.sent == 4
+        async with contextlib.aclosing(Senders(1)) as senders:
+            with contextlib.closing(Outlet(near.fileno())) as outlet:
+                await senders.send(outlet, Extent(stored, 0, 4), 5.0)
+                assert outlet.sent == 4
         assert far.recv(100) == b"body"
 
 

@@ -1,0 +1,231 @@
+"""Files on their way to sockets: who waits for whom, and what is left behind."""
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proxy import files
+from proxy.files import Extent, Handle, Outlet, Senders
+
+BODY = os.urandom(8 * 1024 * 1024)  # more than a socket takes at once
+PATIENCE = 30.0
+
+
+@pytest.fixture
+def handle(tmp_path: Path) -> Iterator[Handle]:
+    (tmp_path / "file").write_bytes(BODY)
+    with contextlib.closing(Handle(os.open(tmp_path / "file", os.O_RDONLY), len(BODY))) as one:
+        yield one
+
+
+@pytest.fixture
+async def senders() -> AsyncIterator[Senders]:
+    async with contextlib.aclosing(Senders(1)) as one:
+        yield one
+
+
+class Client:
+    """Both ends of a connection."""
+
+    def __init__(self, stack: contextlib.ExitStack, listener: socket.socket) -> None:
+        self.far = stack.enter_context(socket.create_connection(listener.getsockname()))
+        self.near = stack.enter_context(listener.accept()[0])
+        self.near.setblocking(False)
+        self.outlet = stack.enter_context(contextlib.closing(Outlet(self.near.fileno())))
+
+    @property
+    def is_held_back(self) -> bool:
+        return bool(self.near.getsockopt(socket.IPPROTO_TCP, socket.TCP_CORK))
+
+    async def take(self, count: int) -> bytes:
+        def taken() -> bytes:
+            return self.far.recv(count, socket.MSG_WAITALL)
+
+        return await asyncio.to_thread(taken)
+
+
+class Clients:
+    """As many as are wanted."""
+
+    def __init__(self, stack: contextlib.ExitStack) -> None:
+        self._stack = stack
+        self._listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+
+    def one(self) -> Client:
+        return Client(self._stack, self._listener)
+
+
+@pytest.fixture
+def clients() -> Iterator[Clients]:
+    with contextlib.ExitStack() as stack:
+        yield Clients(stack)
+
+
+async def blocked(client: Client) -> None:
+    """Until as much has been sent as the client takes without reading."""
+    before = -1
+    while client.outlet.sent != before or not before:
+        before = client.outlet.sent
+        await asyncio.sleep(0.02)
+
+
+async def test_clients_that_take_nothing_hold_up_nobody_and_get_all_once_they_read(
+    clients: Clients, senders: Senders, handle: Handle
+) -> None:
+    slow, quick = [clients.one() for _ in range(12)], clients.one()
+    async with asyncio.TaskGroup() as group:
+        for client in slow:
+            group.create_task(senders.send(client.outlet, Extent(handle, 0, len(BODY)), PATIENCE))
+        for client in slow:
+            await blocked(client)
+        group.create_task(senders.send(quick.outlet, Extent(handle, 0, len(BODY)), PATIENCE))
+        assert await quick.take(len(BODY)) == BODY
+        assert all(client.outlet.sent < len(BODY) for client in slow)
+        for client in slow:
+            assert await client.take(len(BODY)) == BODY
+    assert {client.outlet.sent for client in [*slow, quick]} == {len(BODY)}
+
+
+async def test_what_comes_last_is_not_held_back(clients: Clients, senders: Senders, handle: Handle) -> None:
+    client = clients.one()
+    await senders.send(client.outlet, Extent(handle, 5, 10), PATIENCE)
+    assert not client.is_held_back
+    assert await client.take(10) == BODY[5:15]
+
+
+async def test_a_client_that_takes_nothing_for_too_long_is_given_up(
+    clients: Clients, senders: Senders, handle: Handle
+) -> None:
+    client = clients.one()
+    with pytest.raises(TimeoutError):
+        await senders.send(client.outlet, Extent(handle, 0, len(BODY)), 0.05)
+    assert 0 < client.outlet.sent < len(BODY)
+    assert not client.is_held_back
+
+
+async def test_a_transfer_that_nobody_waits_for_any_more_leaves_file_and_connection_alone(
+    clients: Clients, senders: Senders, handle: Handle
+) -> None:
+    client, other = clients.one(), clients.one()
+    sending = asyncio.create_task(senders.send(client.outlet, Extent(handle, 0, len(BODY)), PATIENCE))
+    await blocked(client)
+    sending.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await sending
+    sent = client.outlet.sent
+    assert await client.take(sent) == BODY[:sent]
+    await senders.send(other.outlet, Extent(handle, 0, 10), PATIENCE)  # looked after what was told before
+    assert client.outlet.sent == sent
+
+
+async def test_a_client_that_left_is_told_from_a_disk_that_fails(
+    clients: Clients, senders: Senders, handle: Handle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone, there = clients.one(), clients.one()
+    gone.far.close()
+    with pytest.raises(ConnectionError):
+        await senders.send(gone.outlet, Extent(handle, 0, len(BODY)), PATIENCE)
+    for number, kind in ((errno.ETIMEDOUT, ConnectionError), (errno.EIO, OSError)):
+
+        def fails(*_: object, number: int = number) -> int:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(os, "sendfile", fails)
+        with pytest.raises(kind) as raised:
+            await senders.send(there.outlet, Extent(handle, 0, 10), PATIENCE)
+        assert isinstance(raised.value, ConnectionError) == (number != errno.EIO)
+
+
+async def test_a_file_that_has_become_shorter_is_damage(clients: Clients, senders: Senders, handle: Handle) -> None:
+    client = clients.one()
+    with pytest.raises(OSError, match="shorter") as raised:
+        await senders.send(client.outlet, Extent(handle, len(BODY), 1), PATIENCE)
+    assert files.is_damage(raised.value)
+
+
+async def test_what_has_to_be_read_from_the_disk_first_holds_up_nobody(
+    clients: Clients, senders: Senders, handle: Handle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cold").write_bytes(BODY)
+    reading, gate = threading.Event(), threading.Event()
+    preadv, pread = os.preadv, os.pread
+    with contextlib.closing(Handle(os.open(tmp_path / "cold", os.O_RDONLY), len(BODY))) as cold:
+
+        def looked(fd: int, *rest: Any) -> int:
+            if fd == cold.fd:
+                raise BlockingIOError
+            return preadv(fd, *rest)
+
+        def read(fd: int, *rest: Any) -> bytes:
+            if fd == cold.fd:
+                reading.set()
+                gate.wait(10)
+            return pread(fd, *rest)
+
+        monkeypatch.setattr(os, "preadv", looked)
+        monkeypatch.setattr(os, "pread", read)
+        one, other = clients.one(), clients.one()
+        sending = asyncio.create_task(senders.send(one.outlet, Extent(cold, 0, 1000), PATIENCE))
+        await asyncio.to_thread(reading.wait, 10)
+        await senders.send(other.outlet, Extent(handle, 0, 1000), PATIENCE)
+        assert one.outlet.sent == 0
+        gate.set()
+        await sending
+        assert await one.take(1000) == BODY[:1000]
+
+
+async def test_its_threads_and_descriptors_end_with_it() -> None:
+    def threads() -> int:
+        return sum(thread.name.startswith("send") for thread in threading.enumerate())
+
+    before, running = await files.count_descriptors(), threads()
+    async with contextlib.aclosing(Senders(3)):
+        assert threads() == running + 3
+    assert await files.count_descriptors() == before
+    assert threads() == running
+
+
+async def test_bytes_that_are_in_memory_are_at_hand_and_others_are_not(
+    handle: Handle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = handle.at_hand(3, 10)
+    assert there is not None
+    assert bytes(there) == BODY[3:13]
+    assert handle.at_hand(len(BODY) - 5, 10) is None
+
+    def waits(*_: object) -> int:
+        raise BlockingIOError
+
+    monkeypatch.setattr(os, "preadv", waits)
+    assert handle.at_hand(3, 10) is None
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+async def test_only_a_file_without_a_name_takes_a_thread_to_close(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_named: bool
+) -> None:
+    (tmp_path / "file").write_bytes(b"body")
+    handle = Handle(os.open(tmp_path / "file", os.O_RDONLY), 4)
+    fd, closed, close = handle.fd, asyncio.Event(), os.close
+    where, loop = list[str](), asyncio.get_running_loop()
+    if not is_named:
+        (tmp_path / "file").unlink()
+
+    def noted(one: int) -> None:
+        if one == fd:
+            where.append(threading.current_thread().name)
+            loop.call_soon_threadsafe(closed.set)
+        close(one)
+
+    monkeypatch.setattr(os, "close", noted)
+    handle.close()
+    await closed.wait()
+    assert (where == [threading.current_thread().name]) == is_named
