@@ -8,7 +8,7 @@ from aiohttp import web
 
 from proxy.files import Extent, Outlet, Senders
 
-SMALL = 128 * 1024  # bytes up to which a stretch is read and written: the kernel sends it no faster
+SMALL = 256 * 1024  # bytes up to which a stretch is read and written: the kernel sends it no faster
 CHUNK = 512 * 1024  # bytes read of a file at a time where the kernel cannot send it: over TLS, or in chunks
 
 Piece = bytes | Extent

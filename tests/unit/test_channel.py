@@ -53,12 +53,11 @@ async def test_a_file_is_sent_once_all_that_was_written_before_has_gone(
     async with contextlib.aclosing(Senders(1)) as senders:
         with near, far, contextlib.closing(handle):
             channel = Channel(request, response, senders, 5.0)
-            await channel.put(Extent(handle, 0, len(body)))
+            sending = asyncio.create_task(channel.put(Extent(handle, 0, len(body))))
+            received = await asyncio.to_thread(far.recv, len(body), socket.MSG_WAITALL)
+            await sending
             channel.close()
             assert channel.sent == len(body)
-            received = b""
-            while len(received) < len(body):
-                received += far.recv(len(body))
     assert received == body
     assert left
     assert max(left) <= 0, "a file was sent before what had been written"
