@@ -1,140 +1,216 @@
-"""What is compared, and what it is compared with: a registry in memory, servers in processes of their own, a client."""
+"""Who is compared: each is started before an upstream (`host:port`) or an image's files, in a folder of its own."""
 
-import asyncio
 import contextlib
+import json
 import os
-import socket
 import sys
-import time
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-READ = 1024 * 1024
+from benchmarks.certificate import Certificate
+from benchmarks.contents import MANIFEST, REPOSITORY, TAG, Image
+from benchmarks.servers import Place, free_port, process, program
 
-
-class Upstream:
-    """A registry with one blob: every GET is answered with all of it, and its bytes are counted.
-
-    `pace`: bytes a second for each connection; None: as fast as the machine can.
-    """
-
-    def __init__(self, body: bytes) -> None:
-        self._body = memoryview(body)
-        self.sent = 0
-        self.pace: float | None = None
-
-    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection."""
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-            while True:
-                request = await reader.readuntil(b"\r\n\r\n")
-                await self._answer(request, writer)
-        writer.close()
-
-    async def _answer(self, request: bytes, writer: asyncio.StreamWriter) -> None:
-        body = self._body if b"/blobs/" in request.split(b"\r\n", 1)[0] else memoryview(b"{}")
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body))
-        if request.startswith(b"GET"):
-            self.sent += len(body)
-            began = time.perf_counter()
-            for offset in range(0, len(body), READ):
-                writer.write(body[offset : offset + READ])
-                await writer.drain()
-                if self.pace is not None:
-                    await asyncio.sleep(began + (offset + READ) / self.pace - time.perf_counter())
+Start = Callable[[str, Path], AbstractAsyncContextManager[Place]]
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a contender answers, and its process, if it has one of its own."""
+class Contender:
+    """Something to pull through. `needs`: the program that has to be installed for it; Entrepot needs none."""
 
-    host: str
-    pid: int | None = None
-
-    @property
-    def peak(self) -> int:
-        """The most memory it has had so far, in bytes; 0 without a process."""
-        if self.pid is None:
-            return 0
-        status = Path(f"/proc/{self.pid}/status").read_text()
-        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    name: str
+    start: Start
+    needs: str | None = None
 
 
 @contextlib.asynccontextmanager
-async def entrepot(upstream: str, folder: Path, *, more: str = "") -> AsyncIterator[Place]:
-    """Entrepot with an empty directory; `more` are tables of its configuration."""
+async def direct(upstream: str, _folder: Path) -> AsyncIterator[Place]:
+    """Nothing in between."""
+    yield Place(upstream)
+
+
+@contextlib.asynccontextmanager
+async def entrepot(
+    upstream: str, folder: Path, *, more: str = "", workers: int = 1, tls: Certificate | None = None
+) -> AsyncIterator[Place]:
+    """Entrepot as a user has it: metrics, and a log of all requests, in a file. `more`: tables of configuration."""
     port, admin = free_port(), free_port()
     config = folder / "proxy.toml"
+    pem = "" if tls is None else f'tls_certificate = "{tls.chain}"\ntls_key = "{tls.key}"\n'
     config.write_text(
-        f'server = {{ listen = "127.0.0.1:{port}", lb_delay = "0s" }}\nadmin.listen = "127.0.0.1:{admin}"\n'
-        f'log.level = "error"\n[store]\npath = "{folder / "cache"}"\n{more}\n'
+        f'[server]\nlisten = "127.0.0.1:{port}"\nlb_delay = "0s"\nworkers = {workers}\n{pem}'
+        f'[admin]\nlisten = "127.0.0.1:{admin}"\n[log]\nlevel = "info"\n[store]\npath = "{folder / "cache"}"\n{more}\n'
         f'[[upstream]]\nregistry = "docker.io"\nurl = "http://{upstream}"\n'
     )
-    async with process([sys.executable, "-m", "proxy", "serve", "--config", str(config)], port) as place:
-        yield place
+    command = [sys.executable, "-m", "proxy", "serve", "--config", str(config)]
+    async with process(command, port, log=folder / "entrepot.log") as place:
+        yield replace(place, is_tls=tls is not None)
 
 
 @contextlib.asynccontextmanager
 async def docker_registry(upstream: str, folder: Path, *, storage: str | None = None) -> AsyncIterator[Place]:
     """Debian's docker-registry in pull-through mode, with an empty directory or another `storage`."""
-    port = free_port()
-    config = folder / "registry.yml"
-    storage = f"filesystem: {{ rootdirectory: {folder / 'cache'} }}" if storage is None else storage
-    config.write_text(
-        f"version: 0.1\nlog: {{ level: error }}\nstorage: {{ {storage} }}\n"
-        f"http: {{ addr: '127.0.0.1:{port}' }}\nproxy: {{ remoteurl: 'http://{upstream}' }}\n"
-    )
-    # With a bundle of authorities in the environment its driver for S3 does not start.
-    async with process(["docker-registry", "serve", str(config)], port, {"AWS_CA_BUNDLE": ""}) as place:
+    where = f"filesystem: {{ rootdirectory: {folder / 'cache'} }}" if storage is None else storage
+    async with _registry(folder, f"storage: {{ {where} }}\nproxy: {{ remoteurl: 'http://{upstream}' }}\n") as place:
         yield place
 
 
 @contextlib.asynccontextmanager
-async def process(command: list[str], port: int, env: Mapping[str, str] | None = None) -> AsyncIterator[Place]:
-    """A server in a process of its own, once it listens."""
-    null = asyncio.subprocess.DEVNULL
-    one = await asyncio.create_subprocess_exec(*command, stdout=null, stderr=null, env={**os.environ, **(env or {})})
-    try:
-        async with asyncio.timeout(20):
-            while not await _answers(port):  # noqa: ASYNC110  another process: there is no event to wait for
-                await asyncio.sleep(0.02)
-        yield Place(f"127.0.0.1:{port}", one.pid)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            one.kill()
-        await one.wait()
+async def plain_registry(image: Image, _upstream: str, folder: Path) -> AsyncIterator[Place]:
+    """Debian's docker-registry with the image in its own directory, and no upstream."""
+    _fill(folder / "content", image)
+    async with _registry(folder, f"storage: {{ filesystem: {{ rootdirectory: {folder / 'content'} }} }}\n") as place:
+        yield place
 
 
-async def _answers(port: int) -> bool:
-    try:
-        _, writer = await asyncio.open_connection("127.0.0.1", port)
-    except OSError:
-        return False
-    writer.close()
-    await writer.wait_closed()
-    return True
+@contextlib.asynccontextmanager
+async def _registry(folder: Path, tables: str) -> AsyncIterator[Place]:
+    port = free_port()
+    config = folder / "registry.yml"
+    config.write_text(
+        f"version: 0.1\nlog: {{ level: error, accesslog: {{ disabled: true }} }}\n"
+        f"http: {{ addr: '127.0.0.1:{port}', secret: made-up }}\n{tables}"
+    )
+    # With a bundle of authorities in the environment its driver for S3 does not start.
+    command = [program("docker-registry") or "docker-registry", "serve", str(config)]
+    async with process(command, port, {"AWS_CA_BUNDLE": ""}, log=folder / "registry.log") as place:
+        yield place
 
 
-def free_port() -> int:
-    """A port that nothing listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
+def _fill(root: Path, image: Image) -> None:
+    """Lay an image out as docker-registry does; the blobs are hard links to the image's own files."""
+    base = root / "docker" / "registry" / "v2"
+    files = {blob.encoded: image.file(blob.path) for blob in image.blobs}
+    files[image.manifest.encoded] = image.file(image.by_digest)
+    for encoded, file in files.items():
+        data = base / "blobs" / "sha256" / encoded[:2] / encoded / "data"
+        data.parent.mkdir(parents=True)
+        os.link(file, data)
+    own = base / "repositories" / REPOSITORY
+    manifest = f"sha256/{image.manifest.encoded}/link"
+    links = {own / "_layers" / "sha256" / blob.encoded / "link": blob.digest for blob in image.blobs}
+    links |= {own / "_manifests" / "revisions" / manifest: image.manifest.digest}
+    links |= {
+        own / "_manifests" / "tags" / TAG / place: image.manifest.digest
+        for place in ("current/link", f"index/{manifest}")
+    }
+    for link, digest in links.items():
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.write_text(digest)
 
 
-async def pull(host: str, digest: str, size: int) -> tuple[float, float]:
-    """GET the blob and count it. Returns seconds to the first byte of the body, and to the last."""
-    name, _, port = host.partition(":")
-    began = time.perf_counter()
-    reader, writer = await asyncio.open_connection(name, int(port), limit=READ)
-    request = f"GET /v2/library/bench/blobs/{digest} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
-    writer.write(request.encode())
-    head = await reader.readuntil(b"\r\n\r\n")
-    left, first = size, 0.0
-    while left and (data := await reader.read(READ)):
-        first = first or time.perf_counter() - began
-        left -= len(data)
-    writer.close()
-    if left or b" 200 " not in head.split(b"\r\n")[0]:
-        raise RuntimeError(f"{host} did not send the blob: {head[:80]!r}")
-    return first, time.perf_counter() - began
+@contextlib.asynccontextmanager
+async def nginx(
+    image: Image,
+    _upstream: str,
+    folder: Path,
+    *,
+    workers: int = 1,
+    tls: Certificate | None = None,
+    log: Path | None = None,
+) -> AsyncIterator[Place]:
+    """The image's files, sent by the kernel; `log`: a file with a line of JSON for each request, when it is done."""
+    # What a registry says besides the bytes, so that it can stand in for one. Names of files have no types there.
+    locations = f"""
+        root {image.root};
+        default_type application/octet-stream;
+        etag off;
+        location = /v2/ {{ return 200 "{{}}"; }}
+        location /v2/{REPOSITORY}/manifests/ {{
+            default_type {MANIFEST};
+            add_header Docker-Content-Digest {image.manifest.digest};
+        }}"""
+    async with _nginx(folder, locations, workers=workers, tls=tls, log=log) as place:
+        yield place
+
+
+@contextlib.asynccontextmanager
+async def proxy_cache(upstream: str, folder: Path, *, workers: int = 1) -> AsyncIterator[Place]:
+    """nginx as a cache: one request upstream for each file, the others wait for it, nothing is verified."""
+    locations = """
+        location / {
+            proxy_pass http://upstream;
+            proxy_http_version 1.1;
+            proxy_set_header Connection "";
+            proxy_cache cache;
+            proxy_cache_key $uri;
+            proxy_cache_valid 200 1h;
+            proxy_cache_lock on;
+            proxy_cache_lock_timeout 1h;
+            proxy_cache_lock_age 1h;
+            proxy_max_temp_file_size 0;
+        }"""
+    outside = f"""
+    proxy_cache_path {folder / "cache"} levels=1:2 keys_zone=cache:10m max_size=100g inactive=1d use_temp_path=off;
+    upstream upstream {{ server {upstream}; keepalive 32; }}"""
+    async with _nginx(folder, locations, outside=outside, workers=workers) as place:
+        yield place
+
+
+@contextlib.asynccontextmanager
+async def _nginx(
+    folder: Path,
+    locations: str,
+    *,
+    outside: str = "",
+    workers: int = 1,
+    tls: Certificate | None = None,
+    log: Path | None = None,
+) -> AsyncIterator[Place]:
+    port = free_port()
+    pem = "" if tls is None else f"ssl_certificate {tls.chain};\n        ssl_certificate_key {tls.key};"
+    line = 'log_format bench escape=json \'{"method":"$request_method","path":"$uri","sent":$body_bytes_sent}\';'
+    temporary = "\n".join(
+        f"    {kind}_temp_path {folder / 'temporary'};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    config = folder / "nginx.conf"
+    config.write_text(f"""
+daemon off;
+{"user root;" if os.geteuid() == 0 else ""}
+worker_processes {workers};
+pid {folder / "nginx.pid"};
+error_log {folder / "error.log"} warn;
+events {{ worker_connections 8192; }}
+http {{
+    {line}
+    access_log {"off" if log is None else f"{log} bench"};
+    sendfile on;
+    tcp_nopush on;
+    tcp_nodelay on;
+    keepalive_timeout 300s;
+    keepalive_requests 100000000;
+    open_file_cache max=10000 inactive=60s;
+{temporary}{outside}
+    server {{
+        listen 127.0.0.1:{port} backlog=4096 {"" if workers == 1 else "reuseport"}{"" if tls is None else " ssl"};
+        {pem}{locations}
+    }}
+}}
+""")
+    command = [program("nginx") or "nginx", "-p", str(folder), "-e", str(folder / "error.log"), "-c", str(config)]
+    async with process(command, port, log=folder / "nginx.log") as place:
+        yield replace(place, is_tls=tls is not None)
+
+
+def sent(log: Path) -> int:
+    """The bytes of bodies that an nginx with a log has sent for blobs and manifests."""
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    return sum(line["sent"] for line in lines if line["method"] == "GET" and line["path"] != "/v2/")
+
+
+@contextlib.asynccontextmanager
+async def varnish(upstream: str, folder: Path) -> AsyncIterator[Place]:
+    """Varnish with a GiB of memory, which sends on what it is still fetching."""
+    port = free_port()
+    host, _, behind = upstream.partition(":")
+    vcl = folder / "bench.vcl"
+    vcl.write_text(f"""vcl 4.1;
+backend registry {{ .host = "{host}"; .port = "{behind}"; }}
+sub vcl_backend_response {{ set beresp.do_stream = true; set beresp.ttl = 1h; }}
+""")
+    command = [program("varnishd") or "varnishd", "-F", "-n", str(folder / "varnish"), "-a", f"127.0.0.1:{port}"]
+    command += ["-f", str(vcl), "-s", "malloc,1G"]
+    async with process(command, port, log=folder / "varnish.log") as place:
+        yield place

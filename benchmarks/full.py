@@ -132,7 +132,9 @@ async def measure(folder: Path, console: Console) -> None:
         urls = {"manifest by tag": f"{base}/v2/{REPOSITORY}/manifests/latest", "16 MiB blob": f"{base}{layer}"}
         for url in urls.values():
             await pulls(session, url, 0.1)
-        took: dict[tuple[str, bool], list[float]] = {(name, is_looking): [] for name in urls for is_looking in (0, 1)}
+        took: dict[tuple[str, bool], list[float]] = {
+            (name, is_looking): [] for name in urls for is_looking in (False, True)
+        }
         looks: list[dict[str, float]] = []
         assert process.stdin is not None  # noqa: S101
         for _ in range(ROUNDS):

@@ -10,7 +10,6 @@ import os
 import secrets
 import shutil
 import statistics
-import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -18,15 +17,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # the tests know how to get an S3 server
-
 from aiobotocore.session import get_session
 from botocore.config import Config
-from contenders import Place, Upstream, docker_registry, entrepot, free_port, process, pull
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from benchmarks.contenders import docker_registry, entrepot
+from benchmarks.servers import Place, free_port, process
+from benchmarks.upstream import Upstream, pull
 from tests.clients.buckets import BUCKET, PACKAGE, SECRET, USER, VERSION, what_is_missing
 from tests.clients.processes import built
 
@@ -197,7 +196,8 @@ async def main() -> None:
         console.print("docker-registry is not installed (a Debian package of that name): left out")
     os.environ.update(KEYS)
     body, figures = os.urandom(SIZE), Figures()
-    registry, digest = Upstream(body), f"sha256:{hashlib.sha256(body).hexdigest()}"
+    registry = Upstream(lambda path: body if "/blobs/" in path else b"{}")
+    digest = f"sha256:{hashlib.sha256(body).hexdigest()}"
     server = await asyncio.start_server(registry, "127.0.0.1", 0)
     upstream = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
     with tempfile.TemporaryDirectory(prefix="bench-") as place, Progress(console=console) as progress:

@@ -20,12 +20,13 @@ from urllib.parse import urljoin
 
 import aiohttp
 from aiohttp import web
-from link import Link
-from pull import _free_port, _process
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from yarl import URL
+
+from benchmarks.link import Link
+from benchmarks.servers import free_port, process
 
 MIB = 1024 * 1024
 CHUNK = 64 * 1024  # bytes
@@ -133,13 +134,13 @@ class Wire:
 @contextlib.asynccontextmanager
 async def _docker_registry(image: Image, folder: Path) -> AsyncIterator[int]:
     """Debian's docker-registry with the image in it."""
-    port = _free_port()
+    port = free_port()
     config = folder / "registry.yml"
     config.write_text(
         f"version: 0.1\nlog: {{ level: error }}\nstorage: {{ filesystem: {{ rootdirectory: {folder / 'content'} }} }}\n"
         f"http: {{ addr: '127.0.0.1:{port}', secret: made-up }}\n"
     )
-    async with _process(["docker-registry", "serve", str(config)], port), aiohttp.ClientSession() as session:
+    async with process(["docker-registry", "serve", str(config)], port), aiohttp.ClientSession() as session:
         for path, content in image.contents.items():
             await _push(session, f"http://127.0.0.1:{port}/v2/{REPOSITORY}/", path, content)
         yield port

@@ -1,0 +1,1 @@
+"""The benchmarks: Entrepot beside its peers, in one run (docs/benchmarks.md)."""

@@ -1,0 +1,121 @@
+"""Clients at work: the blob client in its process, wrk, and what the machine used meanwhile."""
+
+import asyncio
+import json
+import re
+import statistics
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+from benchmarks.contents import MANIFEST
+from benchmarks.drain import Drained, Load
+from benchmarks.report import Sample
+from benchmarks.servers import Place, program
+from benchmarks.usage import Usage, used
+
+GB = 1e9
+UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 60e3}  # of wrk, in milliseconds
+
+
+class WrongAnswerError(Exception):
+    """A contender did not send what it should."""
+
+
+async def drain(load: Load, place: Place, *, is_forgiving: bool = False) -> tuple[Drained, Usage]:
+    """Have a client of its own process at a place. What is used is measured from its first request to its last byte.
+
+    Raises WrongAnswerError if any answer was wrong, unless it is told to forgive that.
+    """
+    pipe = asyncio.subprocess.PIPE
+    client = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "benchmarks.drain", stdin=pipe, stdout=pipe, limit=2**26
+    )
+    if client.stdin is None or client.stdout is None:
+        raise RuntimeError("a process without pipes")
+    try:
+        client.stdin.write(json.dumps(asdict(load)).encode() + b"\n")
+        if await client.stdout.readline() != b"ready\n":
+            raise WrongAnswerError(f"{place.host} could not be connected to")
+        with used(place.pid) as usage:
+            client.stdin.write(b"go\n")
+            line = await client.stdout.readline()
+    finally:
+        if client.returncode is None:
+            client.kill()
+        await client.wait()
+    result = Drained(**json.loads(line))
+    if result.wrong and not is_forgiving:
+        raise WrongAnswerError(f"{len(result.wrong)} answers for {load.path} were wrong; the first: {result.wrong[0]}")
+    return result, usage
+
+
+@dataclass(frozen=True)
+class Rate:
+    """What wrk found: requests a second, and milliseconds."""
+
+    requests: float
+    p50: float
+    p99: float
+
+
+def parse_wrk(said: str) -> Rate:
+    """Read what wrk prints with --latency. Raises WrongAnswerError if requests failed, or it printed something else."""
+    for failure in re.findall(r"^\s*(Socket errors: .*|Non-2xx or 3xx responses: .*)$", said, re.MULTILINE):
+        if not re.fullmatch(r"Socket errors: connect 0, read 0, write 0, timeout \d+", failure):
+            raise WrongAnswerError(f"wrk: {failure}")
+    rate = re.search(r"^Requests/sec:\s+([\d.]+)", said, re.MULTILINE)
+    shares = {
+        share: float(value) * UNITS[unit]
+        for share, value, unit in re.findall(r"^\s+(\d+)%\s+([\d.]+)(us|ms|s|m)\s*$", said, re.MULTILINE)
+    }
+    if rate is None or not {"50", "99"} <= shares.keys():
+        raise WrongAnswerError(f"wrk said: {said[:300]}")
+    return Rate(float(rate[1]), shares["50"], shares["99"])
+
+
+async def wrk(place: Place, path: str, connections: int, seconds: float) -> tuple[Rate, Usage]:
+    """Requests as fast as they are answered, by wrk with one thread. Raises WrongAnswerError."""
+    command = [
+        program("wrk") or "wrk",
+        "-t1",
+        f"-c{connections}",
+        f"-d{seconds:.0f}s",
+        "--latency",
+        f"{place.url}{path}",
+    ]
+    with used(place.pid) as usage:
+        one = await asyncio.create_subprocess_exec(
+            *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        )
+        said, _ = await one.communicate()
+    return parse_wrk(said.decode()), usage
+
+
+@dataclass(frozen=True)
+class At:
+    """Where samples belong."""
+
+    case: str
+    contender: str
+
+    def sample(self, measure: str, value: float) -> Sample:
+        """One value."""
+        return Sample(self.case, self.contender, measure, value)
+
+
+def rates(at: At, rate: Rate, usage: Usage) -> Iterator[Sample]:
+    """What a run of wrk comes to."""
+    yield at.sample("requests/s", rate.requests)
+    yield at.sample("p50, ms", rate.p50)
+    yield at.sample("p99, ms", rate.p99)
+
+
+def transfers(at: At, result: Drained, usage: Usage) -> Iterator[Sample]:
+    """What transfers come to, as a stream of bytes."""
+    amount = result.received / GB
+    yield at.sample("GB/s", amount / result.seconds)
+    yield at.sample("machine CPU, s/GB", usage.machine / amount)
+    yield at.sample("its CPU, s/GB", usage.cpu / amount)
+    if result.firsts:
+        yield at.sample("first byte p50, ms", statistics.median(result.firsts) * 1000)

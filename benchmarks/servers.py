@@ -1,0 +1,90 @@
+"""Servers in processes of their own: started, waited for until they answer, ended by their ids."""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import usage
+
+START = 20.0  # seconds that a server may take until it listens
+MORE = "/usr/sbin:/sbin:/usr/local/sbin"  # where Debian puts servers, which is not on everyone's PATH
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a server answers, and its process, if it has one of its own."""
+
+    host: str
+    pid: int | None = None
+    is_tls: bool = False
+
+    @property
+    def url(self) -> str:
+        """Its root, without a slash at the end."""
+        return f"{'https' if self.is_tls else 'http'}://{self.host}"
+
+    @property
+    def peak(self) -> int:
+        """The most memory that all of its processes have had so far, in bytes; 0 without a process."""
+        return 0 if self.pid is None else usage.peak(self.pid)
+
+
+def program(name: str) -> str | None:
+    """Where a program is; None if it is not installed."""
+    return shutil.which(name) or shutil.which(name, path=MORE)
+
+
+@contextlib.asynccontextmanager
+async def process(
+    command: Sequence[str], port: int, env: Mapping[str, str] | None = None, *, log: Path | None = None
+) -> AsyncIterator[Place]:
+    """A server, once it listens; what it says goes into a file, or nowhere. In the end all its processes are gone."""
+    with contextlib.ExitStack() as stack:
+        out = subprocess.DEVNULL if log is None else stack.enter_context(log.open("ab"))
+        one = await asyncio.create_subprocess_exec(*command, stdout=out, stderr=out, env={**os.environ, **(env or {})})
+        try:
+            await _listens(one, port, command[0])
+            yield Place(f"127.0.0.1:{port}", one.pid)
+        finally:
+            await _end(one)
+
+
+async def _listens(one: asyncio.subprocess.Process, port: int, name: str) -> None:
+    async with asyncio.timeout(START):
+        while not await _answers(port):  # another process: there is no event to wait for
+            if one.returncode is not None:
+                raise RuntimeError(f"{name} ended with status {one.returncode} before it listened")
+            await asyncio.sleep(0.01)
+
+
+async def _end(one: asyncio.subprocess.Process) -> None:
+    """At once, whoever starts others first: nothing in it is worth keeping."""
+    if one.returncode is None:
+        for pid in usage.tree(one.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    await one.wait()
+
+
+async def _answers(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    writer.close()
+    with contextlib.suppress(ConnectionError):
+        await writer.wait_closed()
+    return True
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return int(sock.getsockname()[1])
