@@ -2,13 +2,16 @@
 
 import contextlib
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.contenders import Contender
 from benchmarks.report import Sample
 from benchmarks.servers import program
+
+FAILURES = (RuntimeError, OSError)  # what a contender or a case may fail with, time-outs included
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,39 @@ class Bench:
     repeats: int
     is_full: bool  # also what takes long
     say: Callable[[str], None]  # one line to who waits
+    failed: list[str] = field(default_factory=list)  # cases and contenders, for the whole run
     _missed: set[str] = field(default_factory=set)
+    _out: set[str] = field(default_factory=set)
+
+    def begin(self) -> None:
+        """Another case: who failed in the one before takes part again."""
+        self._out.clear()
+
+    def fail(self, what: str, error: BaseException) -> None:
+        """Say that something failed, and remember it."""
+        self.say(f"{what} failed: {str(error) or type(error).__name__}")
+        self.failed.append(what)
+
+    async def measure(
+        self, turns: Iterable[Contender], measured: Callable[[Contender], Awaitable[Iterable[Sample]]]
+    ) -> AsyncIterator[Sample]:
+        """What is measured of each in its turn; one that fails is left out from then on."""
+        for one in turns:
+            samples: list[Sample] = []
+            if one.name not in self._out:
+                with self.sparing(one):
+                    samples += await measured(one)
+            for sample in samples:
+                yield sample
+
+    @contextlib.contextmanager
+    def sparing(self, one: Contender) -> Iterator[None]:
+        """Have a contender that fails leave the others alone: it is left out of the rest of the case."""
+        try:
+            yield
+        except FAILURES as error:
+            self._out.add(one.name)
+            self.fail(one.name, error)
 
     def has(self, name: str) -> bool:
         """Whether a program is installed; it is said once that it is not."""
@@ -40,21 +75,28 @@ class Bench:
         with tempfile.TemporaryDirectory(prefix="bench-", dir=self.folder) as name:
             yield Path(name)
 
-    def turns(self, contenders: Sequence[Contender]) -> Iterator[Contender]:
+    def turns(self, contenders: Collection[Contender]) -> Iterator[Contender]:
         """All of them, as often as it repeats, in turns; another one begins each time."""
         for number in range(self.repeats):
-            first = number % len(contenders)
-            yield from (*contenders[first:], *contenders[:first])
+            order = deque(contenders)
+            order.rotate(-number)
+            yield from order
 
 
 @dataclass(frozen=True)
 class Case:
-    """One case, or several of a kind. `reference`: whom the others of its samples are held against.
+    """Several cases of a kind.
 
-    The names of its samples' cases begin with `name`. `run` yields samples as they come, in any order.
+    `chief`: the measure that says most, which is drawn. `reference`: whom the others are held against. `run` yields
+    samples as they come, in any order; what it does is said by its first line.
     """
 
     name: str
-    about: str
+    chief: str
     reference: str
     run: Callable[[Bench], AsyncIterator[Sample]]
+
+    @property
+    def about(self) -> str:
+        """A sentence."""
+        return (self.run.__doc__ or "").partition("\n")[0]

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import resource
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
@@ -170,6 +171,7 @@ async def _nginx(
 daemon off;
 {"user root;" if os.geteuid() == 0 else ""}
 worker_processes {workers};
+worker_rlimit_nofile {min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], 16384)};
 pid {folder / "nginx.pid"};
 error_log {folder / "error.log"} warn;
 events {{ worker_connections 8192; }}
@@ -195,9 +197,9 @@ http {{
 
 
 def sent(log: Path) -> int:
-    """The bytes of bodies that an nginx with a log has sent for blobs and manifests."""
+    """The bytes of blobs that an upstream with a log has sent so far."""
     lines = [json.loads(line) for line in log.read_text().splitlines()]
-    return sum(line["sent"] for line in lines if line["method"] == "GET" and line["path"] != "/v2/")
+    return sum(line["sent"] for line in lines if line["method"] == "GET" and "/blobs/" in line["path"])
 
 
 @contextlib.asynccontextmanager

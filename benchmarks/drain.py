@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 HEAD = 64 * 1024  # bytes that a response's head may take
 BUFFER = 4 * 1024 * 1024  # bytes that are discarded at a time; the kernel does not write into it
 RECORDS = 256 * 1024  # bytes of what has to be read
+MANIFEST = "application/vnd.oci.image.manifest.v1+json"  # some want it to be named
 Span = tuple[int, int]  # from its first byte to behind its last
 
 
@@ -88,10 +89,19 @@ class Tally:
     wrong: list[str] = field(default_factory=list)
 
 
+class Scratch:
+    """Room for what arrives, one for all connections: what is discarded is not written there at all."""
+
+    def __init__(self) -> None:
+        self.discarded = memoryview(bytearray(BUFFER))
+        self.read = memoryview(bytearray(RECORDS))
+
+
 class Connection:
     """One connection and the request that it is at."""
 
-    def __init__(self, load: Load, tally: Tally) -> None:
+    def __init__(self, load: Load, tally: Tally, scratch: Scratch) -> None:
+        self._scratch = scratch
         self._load = load
         self._tally = tally
         host, _, port = load.host.rpartition(":")
@@ -99,7 +109,6 @@ class Connection:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock = _trusting().wrap_socket(sock) if load.is_tls else sock
         self.sock.setblocking(False)
-        self._buffer = memoryview(bytearray(RECORDS))
         self._head = b""
         self._left = 0
 
@@ -111,30 +120,28 @@ class Connection:
         self._digest, self._size, self._head, self._first = ask.digest, stop - start, b"", 0.0
         self._hasher = hashlib.sha256() if ask.digest else None
         self._began = time.perf_counter()
-        self.sock.send(
-            f"GET {self._load.path} HTTP/1.1\r\nHost: {self._load.host}\r\nAccept: */*\r\n{span}\r\n".encode()
-        )
+        headers = f"Host: {self._load.host}\r\nAccept: {MANIFEST}, */*\r\n{span}"
+        self.sock.send(f"GET {self._load.path} HTTP/1.1\r\n{headers}\r\n".encode())
 
-    def read(self, discarded: memoryview) -> bool:
+    def read(self) -> bool:
         """Take what has arrived. True at the end of an answer. Raises WrongError."""
         try:
-            is_done = self._is_done(discarded)
+            is_done = self._is_done()
             while self._load.is_tls and not is_done:  # what OpenSSL has read already wakes nobody
-                is_done = self._is_done(discarded)
+                is_done = self._is_done()
         except (BlockingIOError, ssl.SSLWantReadError):
             return False
         except OSError as error:
             raise WrongError(f"broken off: {error}") from error
         return is_done
 
-    def _is_done(self, discarded: memoryview) -> bool:
+    def _is_done(self) -> bool:
         if not self._first:
             return self._read_head()
         if self._hasher is None and not self._load.is_tls:
-            count = self.sock.recv_into(discarded, min(self._left, len(discarded)), socket.MSG_TRUNC)
-            return self._took(count)
-        count = self.sock.recv_into(self._buffer, min(self._left, len(self._buffer)))
-        return self._took(count, self._buffer[:count])
+            return self._took(self.sock.recv_into(self._scratch.discarded, min(self._left, BUFFER), socket.MSG_TRUNC))
+        count = self.sock.recv_into(self._scratch.read, min(self._left, RECORDS))
+        return self._took(count, self._scratch.read[:count])
 
     def _read_head(self) -> bool:
         data = self.sock.recv(HEAD)
@@ -177,7 +184,7 @@ def _trusting() -> ssl.SSLContext:
 
 def run(load: Load, poll: select.epoll, connections: deque[Connection], tally: Tally) -> float:
     """Ask until all is there, or the time is over. Returns the seconds that it took."""
-    todo, discarded = asks(load), memoryview(bytearray(BUFFER))
+    todo = asks(load)
     began = time.perf_counter()
     until = None if load.seconds is None else began + load.seconds
     busy: dict[int, Connection] = {}
@@ -186,13 +193,15 @@ def run(load: Load, poll: select.epoll, connections: deque[Connection], tally: T
         if (following := next(todo, None)) is not None:
             busy[connection.sock.fileno()] = connection
             connection.ask(following)
+        else:
+            poll.unregister(connection.sock)  # it may be closed now, which is no business of ours
 
     for connection in connections:
         ask(connection)
     while busy and (until is None or time.perf_counter() < until):
         for fd, _ in poll.poll(None if until is None else max(until - time.perf_counter(), 0)):
             try:
-                if busy[fd].read(discarded):
+                if busy[fd].read():
                     ask(busy.pop(fd))
             except WrongError as error:
                 poll.unregister(busy.pop(fd).sock)
@@ -205,8 +214,8 @@ def main() -> None:
     load = _loaded(json.loads(sys.stdin.readline()))
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    tally, poll = Tally(), select.epoll()
-    connections = deque(Connection(load, tally) for _ in range(load.connections))
+    tally, poll, scratch = Tally(), select.epoll(), Scratch()
+    connections = deque(Connection(load, tally, scratch) for _ in range(load.connections))
     for connection in connections:
         poll.register(connection.sock, select.EPOLLIN)
     _say("ready")

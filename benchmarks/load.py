@@ -5,10 +5,10 @@ import json
 import re
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import asdict, dataclass
 
-from benchmarks.contents import MANIFEST
+from benchmarks.contents import MANIFEST, MIB
 from benchmarks.drain import Drained, Load
 from benchmarks.report import Sample
 from benchmarks.servers import Place, program
@@ -18,14 +18,17 @@ GB = 1e9
 UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 60e3}  # of wrk, in milliseconds
 
 
-class WrongAnswerError(Exception):
+class WrongAnswerError(RuntimeError):
     """A contender did not send what it should."""
 
 
-async def drain(load: Load, place: Place, *, is_forgiving: bool = False) -> tuple[Drained, Usage]:
-    """Have a client of its own process at a place. What is used is measured from its first request to its last byte.
+async def drain(
+    load: Load, place: Place, *, settled: Callable[[], Awaitable[None]] | None = None, is_forgiving: bool = False
+) -> tuple[Drained, Usage]:
+    """Have a client in a process of its own at a place; what is used counts from its first request to its last byte.
 
-    Raises WrongAnswerError if any answer was wrong, unless it is told to forgive that.
+    `settled`: what is waited for besides, if what goes on after the last byte is to count. Raises WrongAnswerError if
+    any answer was wrong, unless it is told to forgive that.
     """
     pipe = asyncio.subprocess.PIPE
     client = await asyncio.create_subprocess_exec(
@@ -40,6 +43,8 @@ async def drain(load: Load, place: Place, *, is_forgiving: bool = False) -> tupl
         with used(place.pid) as usage:
             client.stdin.write(b"go\n")
             line = await client.stdout.readline()
+            if settled is not None:
+                await settled()
     finally:
         if client.returncode is None:
             client.kill()
@@ -52,8 +57,9 @@ async def drain(load: Load, place: Place, *, is_forgiving: bool = False) -> tupl
 
 @dataclass(frozen=True)
 class Rate:
-    """What wrk found: requests a second, and milliseconds."""
+    """What wrk found: requests, all and in a second, and milliseconds."""
 
+    count: int
     requests: float
     p50: float
     p99: float
@@ -69,21 +75,16 @@ def parse_wrk(said: str) -> Rate:
         share: float(value) * UNITS[unit]
         for share, value, unit in re.findall(r"^\s+(\d+)%\s+([\d.]+)(us|ms|s|m)\s*$", said, re.MULTILINE)
     }
-    if rate is None or not {"50", "99"} <= shares.keys():
+    count = re.search(r"^\s+(\d+) requests in ", said, re.MULTILINE)
+    if rate is None or count is None or not {"50", "99"} <= shares.keys():
         raise WrongAnswerError(f"wrk said: {said[:300]}")
-    return Rate(float(rate[1]), shares["50"], shares["99"])
+    return Rate(int(count[1]), float(rate[1]), shares["50"], shares["99"])
 
 
 async def wrk(place: Place, path: str, connections: int, seconds: float) -> tuple[Rate, Usage]:
     """Requests as fast as they are answered, by wrk with one thread. Raises WrongAnswerError."""
-    command = [
-        program("wrk") or "wrk",
-        "-t1",
-        f"-c{connections}",
-        f"-d{seconds:.0f}s",
-        "--latency",
-        f"{place.url}{path}",
-    ]
+    command = [program("wrk") or "wrk", "-t1", f"-c{connections}", f"-d{seconds:.0f}s", "--latency"]
+    command += ["-H", f"Accept: {MANIFEST}", f"{place.url}{path}"]
     with used(place.pid) as usage:
         one = await asyncio.create_subprocess_exec(
             *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
@@ -104,18 +105,31 @@ class At:
         return Sample(self.case, self.contender, measure, value)
 
 
-def rates(at: At, rate: Rate, usage: Usage) -> Iterator[Sample]:
+def rates(at: At, rate: Rate, usage: Usage, place: Place) -> Iterator[Sample]:
     """What a run of wrk comes to."""
     yield at.sample("requests/s", rate.requests)
     yield at.sample("p50, ms", rate.p50)
     yield at.sample("p99, ms", rate.p99)
+    yield at.sample("its CPU, us/request", usage.cpu / rate.count * 1e6)
+    yield at.sample("peak memory, MiB", place.peak / MIB)
 
 
-def transfers(at: At, result: Drained, usage: Usage) -> Iterator[Sample]:
-    """What transfers come to, as a stream of bytes."""
+def transfers(at: At, result: Drained, usage: Usage, place: Place) -> Iterator[Sample]:
+    """What transfers for a while come to, as a stream of bytes."""
     amount = result.received / GB
     yield at.sample("GB/s", amount / result.seconds)
     yield at.sample("machine CPU, s/GB", usage.machine / amount)
     yield at.sample("its CPU, s/GB", usage.cpu / amount)
-    if result.firsts:
-        yield at.sample("first byte p50, ms", statistics.median(result.firsts) * 1000)
+    yield at.sample("client's CPU, cores", result.cpu / result.seconds)
+    yield at.sample("peak memory, MiB", place.peak / MIB)
+
+
+def once(at: At, result: Drained, usage: Usage, place: Place) -> Iterator[Sample]:
+    """What one transfer to each of one or many clients comes to."""
+    amount = result.received / GB
+    yield at.sample("seconds", result.seconds)
+    yield at.sample("first byte p50, ms", 1000 * statistics.median(result.firsts))
+    yield at.sample("slowest first byte, ms", 1000 * max(result.firsts))
+    yield at.sample("machine CPU, s/GB", usage.machine / amount)
+    yield at.sample("its CPU, s/GB", usage.cpu / amount)
+    yield at.sample("peak memory, MiB", place.peak / MIB)

@@ -74,13 +74,12 @@ class Upstream:
 
 
 @contextlib.asynccontextmanager
-async def paced(image: Image, log: Path, rate: float) -> AsyncIterator[Place]:
-    """An image's registry in a process of its own, which sends no more than so many bytes a second."""
+async def own(image: Image, log: Path, rate: float | None = None) -> AsyncIterator[Place]:
+    """An image's registry in a process of its own, which sends no more than so many bytes a second, all told."""
     port = free_port()
     log.touch()
-    async with process(
-        [sys.executable, "-m", "benchmarks.upstream", str(image.root), str(rate), str(port), str(log)], port
-    ) as place:
+    command = [sys.executable, "-m", "benchmarks.upstream", str(image.root), str(port), str(log)]
+    async with process([*command, *([] if rate is None else [str(rate)])], port) as place:
         yield place
 
 
@@ -102,7 +101,7 @@ async def pull(host: str, digest: str, size: int) -> tuple[float, float]:
     return first, time.perf_counter() - began
 
 
-async def main(root: Path, rate: float, port: int, log: Path) -> None:
+async def main(root: Path, port: int, log: Path, rate: float | None) -> None:
     """Serve until the process is ended."""
 
     def body(path: str) -> bytes | mmap.mmap:
@@ -119,4 +118,5 @@ async def main(root: Path, rate: float, port: int, log: Path) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])))
+    root, port, log, *rate = sys.argv[1:]
+    asyncio.run(main(Path(root), int(port), Path(log), float(rate[0]) if rate else None))
