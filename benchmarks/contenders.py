@@ -213,6 +213,6 @@ backend registry {{ .host = "{host}"; .port = "{behind}"; }}
 sub vcl_backend_response {{ set beresp.do_stream = true; set beresp.ttl = 1h; }}
 """)
     command = [program("varnishd") or "varnishd", "-F", "-n", str(folder / "varnish"), "-a", f"127.0.0.1:{port}"]
-    command += ["-f", str(vcl), "-s", "malloc,1G"]
+    command += ["-j", "none", "-f", str(vcl), "-s", "malloc,1G"]  # as another user it could not read the folder
     async with process(command, port, log=folder / "varnish.log") as place:
         yield place

@@ -23,6 +23,10 @@ MANIFEST = "application/vnd.oci.image.manifest.v1+json"  # some want it to be na
 Span = tuple[int, int]  # from its first byte to behind its last
 
 
+class WrongAnswerError(RuntimeError):
+    """An answer is not what it should be."""
+
+
 @dataclass(frozen=True)
 class Load:
     """What is asked for, by how many connections.
@@ -53,9 +57,10 @@ class Drained:
     wrong: tuple[str, ...] = ()  # what was wrong with each that was not
     cpu: float = 0.0  # seconds that this client used
 
-
-class WrongError(Exception):
-    """An answer is not what it should be."""
+    def check(self) -> None:
+        """Raises WrongAnswerError if any answer was wrong."""
+        if self.wrong:
+            raise WrongAnswerError(f"{len(self.wrong)} answers were wrong; the first: {self.wrong[0]}")
 
 
 @dataclass(frozen=True)
@@ -124,7 +129,7 @@ class Connection:
         self.sock.send(f"GET {self._load.path} HTTP/1.1\r\n{headers}\r\n".encode())
 
     def read(self) -> bool:
-        """Take what has arrived. True at the end of an answer. Raises WrongError."""
+        """Take what has arrived. True at the end of an answer. Raises WrongAnswerError."""
         try:
             is_done = self._is_done()
             while self._load.is_tls and not is_done:  # what OpenSSL has read already wakes nobody
@@ -132,7 +137,7 @@ class Connection:
         except (BlockingIOError, ssl.SSLWantReadError):
             return False
         except OSError as error:
-            raise WrongError(f"broken off: {error}") from error
+            raise WrongAnswerError(f"broken off: {error}") from error
         return is_done
 
     def _is_done(self) -> bool:
@@ -146,7 +151,7 @@ class Connection:
     def _read_head(self) -> bool:
         data = self.sock.recv(HEAD)
         if not data:
-            raise WrongError("closed before an answer")
+            raise WrongAnswerError("closed before an answer")
         self._head += data
         head, end, body = self._head.partition(b"\r\n\r\n")
         if not end or (not body and self._size):
@@ -154,13 +159,13 @@ class Connection:
         self._first = time.perf_counter() - self._began
         lines = head.lower().split(b"\r\n")
         if lines[0].split(b" ")[1] != self._status or b"content-length: %d" % self._size not in lines:
-            raise WrongError(head.decode(errors="replace")[:300])
+            raise WrongAnswerError(head.decode(errors="replace")[:300])
         self._left = self._size
         return self._took(len(body), body)
 
     def _took(self, count: int, data: "memoryview | bytes" = b"") -> bool:
         if not count and self._left:
-            raise WrongError(f"{self._left} bytes were missing at the end")
+            raise WrongAnswerError(f"{self._left} bytes were missing at the end")
         self._tally.received += count
         self._left -= count
         if self._hasher is not None:
@@ -168,7 +173,7 @@ class Connection:
         if self._left:
             return False
         if self._hasher is not None and self._hasher.hexdigest() != self._digest.removeprefix("sha256:"):
-            raise WrongError("other bytes than its digest's")
+            raise WrongAnswerError("other bytes than its digest's")
         self._tally.firsts.append(self._first)
         self._tally.totals.append(time.perf_counter() - self._began)
         return True
@@ -203,7 +208,7 @@ def run(load: Load, poll: select.epoll, connections: deque[Connection], tally: T
             try:
                 if busy[fd].read():
                     ask(busy.pop(fd))
-            except WrongError as error:
+            except WrongAnswerError as error:
                 poll.unregister(busy.pop(fd).sock)
                 tally.wrong.append(str(error))
     return time.perf_counter() - began

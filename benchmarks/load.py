@@ -9,17 +9,13 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import asdict, dataclass
 
 from benchmarks.contents import MANIFEST, MIB
-from benchmarks.drain import Drained, Load
+from benchmarks.drain import Drained, Load, WrongAnswerError
 from benchmarks.report import Sample
 from benchmarks.servers import Place, program
 from benchmarks.usage import Usage, used
 
 GB = 1e9
 UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 60e3}  # of wrk, in milliseconds
-
-
-class WrongAnswerError(RuntimeError):
-    """A contender did not send what it should."""
 
 
 async def drain(
@@ -50,8 +46,8 @@ async def drain(
             client.kill()
         await client.wait()
     result = Drained(**json.loads(line))
-    if result.wrong and not is_forgiving:
-        raise WrongAnswerError(f"{len(result.wrong)} answers for {load.path} were wrong; the first: {result.wrong[0]}")
+    if not is_forgiving:
+        result.check()
     return result, usage
 
 
@@ -81,9 +77,9 @@ def parse_wrk(said: str) -> Rate:
     return Rate(int(count[1]), float(rate[1]), shares["50"], shares["99"])
 
 
-async def wrk(place: Place, path: str, connections: int, seconds: float) -> tuple[Rate, Usage]:
+async def wrk(place: Place, path: str, connections: int, seconds: int = 1) -> tuple[Rate, Usage]:
     """Requests as fast as they are answered, by wrk with one thread. Raises WrongAnswerError."""
-    command = [program("wrk") or "wrk", "-t1", f"-c{connections}", f"-d{seconds:.0f}s", "--latency"]
+    command = [program("wrk") or "wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency"]
     command += ["-H", f"Accept: {MANIFEST}", f"{place.url}{path}"]
     with used(place.pid) as usage:
         one = await asyncio.create_subprocess_exec(

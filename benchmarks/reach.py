@@ -78,7 +78,7 @@ def _cold() -> Iterator[Goal]:
     alone, herd, crowd = (
         "cold blob of 256 MiB, 1 client",
         "cold blob of 256 MiB, 32 clients",
-        "cold blob of 8 MiB, 1,000 clients",
+        "cold blob of 4 MiB, 1,000 clients",
     )
     paced = "cold blob of 256 MiB at 1 Gbit/s, 1 client"
     yield Goal(alone, "seconds", "entrepot", Bound.AT_MOST, 0.85, "nginx proxy_cache")

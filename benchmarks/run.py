@@ -1,6 +1,7 @@
 """One run of the cases: what was measured until its end, or until it was broken off."""
 
 import asyncio
+import signal
 from collections.abc import Sequence
 
 from rich.progress import Progress
@@ -17,6 +18,8 @@ async def run(bench: Bench, cases: Sequence[Case], progress: Progress) -> Result
     groups: list[Group] = []
     samples: list[Sample] = []
     step = progress.add_task("", total=len(cases))
+    if (task := asyncio.current_task()) is not None:  # ended by a signal, it ends what it has started
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     for case in cases:
         own: list[Sample] = []
         try:
@@ -26,7 +29,7 @@ async def run(bench: Bench, cases: Sequence[Case], progress: Progress) -> Result
                 progress.update(step, description=f"{sample.case}: {sample.contender}")
         except FAILURES as error:
             bench.fail(case.name, error)
-        except asyncio.CancelledError:  # somebody has pressed Ctrl-C
+        except asyncio.CancelledError:  # Ctrl-C, or SIGTERM
             bench.fail(case.name, KeyboardInterrupt("broken off"))
             break
         finally:

@@ -104,6 +104,11 @@ def whole(
     return Load(place.host, blob.path, blob.size, connections, seconds, digests=digests, is_tls=place.is_tls)
 
 
+async def introduced(origin: Origin, place: Place) -> None:
+    """Pull the manifest, as every client does before it asks for blobs. Raises WrongAnswerError."""
+    await drain(Load(place.host, origin.image.by_tag, origin.image.manifest.size, is_tls=place.is_tls), place)
+
+
 async def filled(origin: Origin, place: Place, blob: Blob) -> None:
     """Have it in a cache, and hash it: as it comes, and again when it is there. Raises WrongAnswerError."""
     for _ in range(2):

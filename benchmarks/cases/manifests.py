@@ -13,7 +13,6 @@ from benchmarks.scene import CACHES, clients, origin, plain, started, static
 from benchmarks.servers import Place
 
 CONNECTIONS = (1, 16, 256)
-SECONDS = 1.0
 
 
 async def manifests(bench: Bench) -> AsyncIterator[Sample]:
@@ -42,4 +41,4 @@ async def manifests(bench: Bench) -> AsyncIterator[Sample]:
 async def _measured(
     case: str, places: Mapping[Contender, Place], path: str, connections: int, one: Contender
 ) -> Iterable[Sample]:
-    return rates(At(case, one.name), *await wrk(places[one], path, connections, SECONDS), places[one])
+    return rates(At(case, one.name), *await wrk(places[one], path, connections), places[one])

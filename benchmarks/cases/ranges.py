@@ -11,7 +11,7 @@ from benchmarks.contents import MIB
 from benchmarks.drain import Load, Span
 from benchmarks.load import At, drain
 from benchmarks.report import Sample
-from benchmarks.scene import CACHES, DIRECT, Origin, filled, origin
+from benchmarks.scene import CACHES, DIRECT, Origin, filled, introduced, origin
 from benchmarks.servers import Place
 
 PARTS = 200
@@ -40,6 +40,7 @@ async def _round(bench: Bench, upstream: Origin, one: Contender, *, is_hashed: b
     samples, before = [], upstream.sent
     with bench.room() as folder:
         async with one.start(upstream.place.host, folder) as place:
+            await introduced(upstream, place)
             samples += await _parts(At(f"cold {CASE}", one.name), upstream, place, is_hashed=is_hashed)
             share = (upstream.sent - before) / blob.size
             samples.append(At(f"cold {CASE}", one.name).sample("upstream bytes, x", share))
