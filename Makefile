@@ -17,6 +17,10 @@ $(VENV)/.run: requirements.lock pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
 	@touch $@
 
+$(VENV)/.bench: requirements-bench.lock $(VENV)/.dev
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements-bench.lock
+	@touch $@
+
 $(VENV)/.dev: requirements-dev.lock $(VENV)/.run
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements-dev.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
@@ -57,15 +61,18 @@ format: $(VENV)/.dev ## rewrite the sources in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-lock: $(VENV)/.dev ## resolve the dependencies anew into the two locks
+lock: $(VENV)/.dev ## resolve the dependencies anew into the three locks
 	$(BIN)/uv pip compile pyproject.toml --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet --output-file requirements.lock
 	$(BIN)/uv pip compile pyproject.toml --upgrade --group dev --constraint requirements.lock --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet --output-file requirements-dev.lock
+	$(BIN)/uv pip compile --upgrade --group bench --constraint requirements-dev.lock --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet --output-file requirements-bench.lock
 
-bench: $(VENV)/.dev ## the benchmarks, beside the peers that are installed
-	$(BIN)/python benchmarks/pull.py
-	$(BIN)/python benchmarks/s3.py
-	$(BIN)/python benchmarks/wan.py
-	$(BIN)/python benchmarks/full.py
+# BENCH="--case herd --repeats 5" has only the first run, and so; python -m benchmarks --help says what else there is.
+BENCH ?=
+bench: $(VENV)/.bench ## the benchmarks, beside the peers that are installed (Debian: nginx varnish wrk docker-registry containerd)
+	$(BIN)/python -m benchmarks $(BENCH)
+	$(if $(BENCH),,$(BIN)/python -m benchmarks.s3)
+	$(if $(BENCH),,$(BIN)/python -m benchmarks.wan)
+	$(if $(BENCH),,$(BIN)/python -m benchmarks.full)
 
 image: ## the container image, by Docker (BASE=image to use another base than python:3.12-slim)
 	docker build --tag entrepot $(if $(BASE),--build-arg BASE=$(BASE)) .

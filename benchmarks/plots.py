@@ -1,8 +1,9 @@
 """A run as drawings, SVG and PNG: for each group of cases a panel for each case, a bar for each contender."""
 
-import math
-from collections.abc import Iterator
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.report import Report
 from benchmarks.results import Group, Results
@@ -15,7 +16,7 @@ COLOURS = {  # told apart by anyone (Okabe and Ito)
     "direct": "#999999",
 }
 FORMATS = ("svg", "png")
-ROW = 0.26  # inches
+WIDTH, ROW, TITLE = 8, 0.26, 0.6  # inches; of a contender, and of what a panel has besides
 WIDE = 20  # times the least value from which on the axis is logarithmic
 
 
@@ -34,39 +35,47 @@ def _draw(report: Report, group: Group, folder: Path, formats: tuple[str, ...]) 
     from matplotlib.figure import Figure as Drawing  # noqa: PLC0415
 
     rcParams["svg.hashsalt"] = "bench"  # the same values make the same file
-    rows = {
-        case: [one for one in report.contenders(case) if report.figure(case, one, group.chief)] for case in group.cases
-    }
-    rows = {case: those for case, those in rows.items() if those}
-    if not rows:
+    panels = {case: _values(report, case, group.chief) for case in group.cases}
+    panels = {case: values for case, values in panels.items() if values}
+    if not panels:
         return
-    heights = [len(those) * ROW + 0.75 for those in rows.values()]
-    drawing = Drawing(figsize=(8, sum(heights)), layout="constrained")
-    axes = drawing.subplots(len(rows), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for axis, (case, those) in zip(axes, rows.items(), strict=True):
-        figures = [report.figure(case, one, group.chief) for one in those]
-        medians = [figure.median for figure in figures if figure is not None]
-        axis.barh(range(len(those)), medians, color=[_colour(one) for one in those], height=0.7)
-        for row, one in enumerate(those):
-            values = [
-                each.value
-                for each in report.samples
-                if (each.case, each.contender, each.measure) == (case, one, group.chief)
-            ]
-            axis.plot(values, [row] * len(values), "k|", markersize=7)
-        axis.set_yticks(range(len(those)), those, fontsize=8)
-        axis.invert_yaxis()
-        axis.set_title(case, loc="left", fontsize=9)
-        axis.tick_params(axis="x", labelsize=8)
-        if min(medians) > 0 and max(medians) / min(medians) > WIDE:
-            axis.set_xscale("log")
-            axis.set_xlim(left=10 ** math.floor(math.log10(min(medians)) - 0.3))
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[-1].set_xlabel(f"{group.chief} (bars: medians; strokes: each of the values)", fontsize=8)
+    heights = [len(values) * ROW + TITLE for values in panels.values()]
+    drawing = Drawing(figsize=(WIDTH, sum(heights)), layout="constrained")
+    axes = drawing.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for axis, (case, values) in zip(axes, panels.items(), strict=True):
+        _panel(axis, case, values)
+    axes[-1].set_xlabel(f"{group.chief} (bars: medians; strokes: each value)", fontsize=8)
     for kind in formats:
         path = folder / f"{file_name(group)}.{kind}"
         drawing.savefig(path, dpi=120, metadata={"Date": None} if kind == "svg" else None)
         yield path
+
+
+def _values(report: Report, case: str, measure: str) -> dict[str, list[float]]:
+    """All values of a measure, by contenders."""
+    found: dict[str, list[float]] = {}
+    for sample in report.samples:
+        if sample.case == case and sample.measure == measure:
+            found.setdefault(sample.contender, []).append(sample.value)
+    return found
+
+
+def _panel(axis: Any, case: str, values: Mapping[str, Sequence[float]]) -> None:
+    """One case. Where contenders are far apart the axis is logarithmic, and says so."""
+    medians = [statistics.median(one) for one in values.values()]
+    axis.barh(range(len(values)), medians, color=[_colour(one) for one in values], height=0.7)
+    for row, one in enumerate(values.values()):
+        axis.plot(one, [row] * len(one), "k|", markersize=7)
+    axis.set_yticks(range(len(values)), values, fontsize=8)
+    axis.invert_yaxis()
+    axis.tick_params(axis="x", labelsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+    least = min(min(one) for one in values.values())
+    is_logarithmic = least > 0 and max(medians) / min(medians) > WIDE
+    axis.set_title(f"{case} (logarithmic)" if is_logarithmic else case, loc="left", fontsize=9)
+    if is_logarithmic:
+        axis.set_xscale("log")
+        axis.set_xlim(left=least / 2)
 
 
 def _colour(contender: str) -> str:

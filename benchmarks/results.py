@@ -70,7 +70,8 @@ class Results:
         kept: dict[str, Any] = json.loads(path.read_text())
         del kept["reach"]
         groups = tuple(Group(**{**group, "cases": tuple(group["cases"])}) for group in kept.pop("groups"))
-        return cls(**kept, groups=groups, samples=tuple(Sample(**sample) for sample in kept.pop("samples")))
+        samples = tuple(Sample(**sample) for sample in kept.pop("samples"))
+        return cls(**kept, groups=groups, samples=samples)
 
 
 def group(case: Case, samples: Sequence[Sample]) -> Group:

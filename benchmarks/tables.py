@@ -18,7 +18,7 @@ def terminal(results: Results) -> Iterator[Table]:
         if group.cases:
             columns, *rows = grid(results.report, group)
             yield _table(f"{group.name}: {group.about}", columns, rows)
-    columns, *rows = reach(results.verdicts)
+    columns, *rows = reach(verdict for verdict in results.verdicts if verdict.value is not None)
     yield _table("reach", columns, [[cell.replace("**", "") for cell in row] for row in rows])
 
 
