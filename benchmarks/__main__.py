@@ -1,6 +1,7 @@
 """The command line of the benchmarks."""
 
 import asyncio
+import resource
 import sys
 from pathlib import Path
 
@@ -56,6 +57,8 @@ def main(texts: tuple[str, ...], repeats: int, is_full: bool, out: Path, *, is_l
         return
     if not chosen:
         raise click.BadParameter("no case has that in its name; --list says which there are", param_hint="--case")
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a thousand clients need as many, on either side
     out.mkdir(parents=True, exist_ok=True)
     WORK.mkdir(exist_ok=True)
     with Progress(console=console, transient=True) as progress:

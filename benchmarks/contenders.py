@@ -183,6 +183,7 @@ http {{
     tcp_nodelay on;
     keepalive_timeout 300s;
     keepalive_requests 100000000;
+    ssl_protocols TLSv1.2 TLSv1.3;
     open_file_cache max=10000 inactive=60s;
 {temporary}{outside}
     server {{

@@ -6,7 +6,6 @@ connections are made; it begins when another line comes, and a Drained as JSON g
 
 import hashlib
 import json
-import resource
 import select
 import socket
 import ssl
@@ -217,8 +216,6 @@ def run(load: Load, poll: select.epoll, connections: deque[Connection], tally: T
 def main() -> None:
     """Connect, say so, wait for the word, run, and tell what came of it."""
     load = _loaded(json.loads(sys.stdin.readline()))
-    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     tally, poll, scratch = Tally(), select.epoll(), Scratch()
     connections = deque(Connection(load, tally, scratch) for _ in range(load.connections))
     for connection in connections:

@@ -34,7 +34,7 @@ def _draw(report: Report, group: Group, folder: Path, formats: tuple[str, ...]) 
     from matplotlib import rcParams  # noqa: PLC0415  a run without it is a run
     from matplotlib.figure import Figure as Drawing  # noqa: PLC0415
 
-    rcParams["svg.hashsalt"] = "bench"  # the same values make the same file
+    rcParams.update({"svg.hashsalt": "bench", "svg.fonttype": "none"})  # the same values make the same, small file
     panels = {case: _values(report, case, group.chief) for case in group.cases}
     panels = {case: values for case, values in panels.items() if values}
     if not panels:

@@ -46,14 +46,20 @@ async def small_blobs(bench: Bench) -> AsyncIterator[Sample]:
 
 
 async def blobs(bench: Bench) -> AsyncIterator[Sample]:
-    """A MiB, 64 MiB and a GiB, plain."""
-    for size in (MIB, 64 * MIB, 1024 * MIB):
-        async for sample in _sized(bench, size, None, CLIENTS if size <= 64 * MIB or bench.is_full else (1,)):
+    """A MiB and 64 MiB, without TLS."""
+    for size in (MIB, 64 * MIB):
+        async for sample in _sized(bench, size, None, CLIENTS):
             yield sample
 
 
+async def large_blobs(bench: Bench) -> AsyncIterator[Sample]:
+    """A GiB, without TLS; for many clients only in full."""
+    async for sample in _sized(bench, 1024 * MIB, None, CLIENTS if bench.is_full else (1,)):
+        yield sample
+
+
 async def blobs_over_tls(bench: Bench) -> AsyncIterator[Sample]:
-    """The same over TLS, a GiB only in full."""
+    """The same over TLS; a GiB only in full."""
     with bench.room() as folder:
         for size in (MIB, 64 * MIB, *([1024 * MIB] if bench.is_full else [])):
             async for sample in _sized(bench, size, certify(folder), CLIENTS):
