@@ -41,7 +41,7 @@ def replaced(page: str, text: str) -> str:
 def section(results: Results, folder: str, drawn: set[str]) -> Iterator[str]:
     """The lines of a run. `drawn`: the names of the pictures that there are, in the folder."""
     machine = "; ".join(f"{name}: {value}" for name, value in results.machine.items())
-    yield f"The run of {results.when}, commit {results.commit}, {results.repeats} repeats."
+    yield f"The run of {results.when}, commit {results.commit}; each figure is the median of {results.repeats}."
     yield ""
     yield f"- Machine: {machine} (of 1, 5 and 15 minutes, before it began)."
     yield f"- Versions: {', '.join(f'{name} {value}' for name, value in results.versions.items())}."

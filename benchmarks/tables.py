@@ -65,6 +65,11 @@ def short(value: float) -> str:
     return f"{value:.{2 if abs(value) >= 1 else 3}f}" if abs(value) < 10 else f"{value:.1f}"
 
 
+def near(value: float) -> str:
+    """With a digit more where it is near to a bound: that 1.003 misses what may not be above 1.00 has to be seen."""
+    return f"{value:.3f}" if value < 10 else short(value)
+
+
 def reach(verdicts: Iterable[Verdict]) -> Iterator[Row]:
     """What was to be reached, and what was."""
     yield ["case", "measure", "against", "wanted", "reached", ""]
@@ -74,7 +79,7 @@ def reach(verdicts: Iterable[Verdict]) -> Iterator[Row]:
         against = "-" if goal.reference is None else f"{goal.reference}{other}"
         own = goal.contender if goal.contender != "entrepot" else ""
         measure = f"{goal.measure}{f' ({own})' if own else ''}"
-        reached = "-" if verdict.value is None else short(verdict.value)
+        reached = "-" if verdict.value is None else near(verdict.value)
         wanted = f"{goal.bound} {short(goal.value)}"
         yield [goal.case, measure, against, wanted, reached, MET[verdict.is_met]]
 
