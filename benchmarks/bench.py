@@ -11,6 +11,7 @@ from benchmarks.contenders import Contender
 from benchmarks.report import Sample
 from benchmarks.servers import program
 
+PACKAGES = {"varnishd": "varnish"}  # of Debian, where they are not called as the program is
 FAILURES = (RuntimeError, OSError)  # what a contender or a case may fail with, time-outs included
 
 
@@ -62,7 +63,7 @@ class Bench:
             return True
         if name not in self._missed:
             self._missed.add(name)
-            self.say(f"{name} is not installed (a Debian package): what needs it is left out")
+            self.say(f"{name} is not installed (Debian: {PACKAGES.get(name, name)}): what needs it is left out")
         return False
 
     def present(self, contenders: Iterable[Contender]) -> list[Contender]:

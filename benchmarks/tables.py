@@ -19,7 +19,8 @@ def terminal(results: Results) -> Iterator[Table]:
             columns, *rows = grid(results.report, group)
             yield _table(f"{group.name}: {group.about}", columns, rows)
     columns, *rows = reach(verdict for verdict in results.verdicts if verdict.value is not None)
-    yield _table("reach", columns, [[cell.replace("**", "") for cell in row] for row in rows])
+    if rows:
+        yield _table("reach", columns, [[cell.replace("**", "") for cell in row] for row in rows])
 
 
 def _table(title: str, columns: Row, rows: Iterable[Row]) -> Table:
