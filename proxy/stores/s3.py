@@ -14,34 +14,27 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import aiohttp
-from aiobotocore.config import AioConfig
-from aiobotocore.session import AioSession
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
-from botocore.handlers import add_expect_header
-from botocore.loaders import create_loader
-from botocore.session import Session
 from pydantic import SecretStr
 
 from proxy import sections
 from proxy.blob_stream import Interrupted, Watch
 from proxy.files import hop, outlast
 from proxy.stores.s3_errors import BucketError, Taken, Unconditional, code_of, explained, of_source, source_apart
-from proxy.stores.s3_keys import Keys
-from proxy.stores.s3_urls import SignedUrls, client_settings
 from proxy.stores.sources import Source
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3.client import S3Client
     from types_aiobotocore_s3.type_defs import CompletedPartTypeDef, HeadObjectOutputTypeDef
 
+    from proxy.stores.s3_clients import Clients
+    from proxy.stores.s3_urls import SignedUrls
+
 PART = 16 * 1024 * 1024  # bytes of a part of an upload; S3 wants 5 MiB at least, and ten thousand of them at most
 PARTS_AT_ONCE = 4  # of all uploads together: as much memory as so many parts
 STALL = 30.0  # seconds without a byte
 PATIENCE = 2.0  # seconds for what is done on the way out
-CONNECT = 5.0  # seconds
 SLOWEST = 64 * 1024  # bytes a second at which an upload has to get on
-CONNECTIONS = 64
 _MISSING = {"NoSuchKey", "404", "NotFound"}
 
 
@@ -82,7 +75,6 @@ class Bucket:
 
     def __init__(self, settings: sections.S3) -> None:
         self._settings = settings
-        self._session = AioSession(profile=settings.profile)
         self._stack = contextlib.AsyncExitStack()
         self._client: S3Client
         self._urls: SignedUrls | None = None
@@ -94,18 +86,8 @@ class Bucket:
 
     async def __aenter__(self) -> Self:
         with explained():
-            keys = Keys(await hop(self._prepared))
-            self._session._credentials = keys  # noqa: SLF001  there is no other way
-            how = self._client_settings(AioConfig)
-            self._client = await self._stack.enter_async_context(self._session.create_client(**how))
-            # aiohttp would wait without end for the 100 of a server that hangs, ...
-            self._client.meta.events.unregister("before-call.s3", add_expect_header)
-            # ... and botocore ask without end for the region, and for that of the question, where a store says neither.
-            self._client.meta.events.register("before-call.s3.HeadBucket", _as_redirected)
-            if self._settings.redirect_networks:
-                how = client_settings(self._settings, how, self._client.meta.endpoint_url)
-                signing = await self._stack.enter_async_context(self._session.create_client(**how))
-                self._urls = SignedUrls(signing, self._settings)
+            clients = await self._stack.enter_async_context(await hop(self._clients))
+        self._client, self._urls = clients.own, clients.urls
         return self
 
     async def __aexit__(
@@ -113,34 +95,11 @@ class Bucket:
     ) -> None:
         await self._stack.aclose()
 
-    def _prepared(self) -> Session:
-        """Read botocore's descriptions of S3 and the AWS configuration: files, which no event loop is to wait for."""
-        loader, blocking = create_loader(), Session(profile=self._settings.profile)
-        for session in (blocking, self._session):
-            session.register_component("data_loader", loader)  # it reads each file once
-        with contextlib.closing(blocking.create_client(**self._client_settings(Config))) as client:
-            client.get_paginator("list_multipart_uploads")
-        _ = self._session.full_config
-        return blocking
+    def _clients(self) -> "contextlib.AbstractAsyncContextManager[Clients]":
+        # Slow to import, and wanted only by those who have a bucket.
+        from proxy.stores.s3_clients import prepared  # noqa: PLC0415
 
-    def _client_settings(self, config: type[Config]) -> dict[str, Any]:
-        settings = self._settings
-        return {
-            "service_name": "s3",
-            "region_name": settings.region,
-            "endpoint_url": settings.endpoint_url,
-            "verify": None if settings.ca_file is None else str(settings.ca_file),
-            "config": config(
-                connect_timeout=CONNECT,
-                read_timeout=STALL,
-                max_pool_connections=CONNECTIONS,
-                retries={"mode": "standard", "total_max_attempts": 2},
-                request_checksum_calculation=settings.checksums,
-                response_checksum_validation=settings.checksums,
-                s3={"addressing_style": settings.addressing, "payload_signing_enabled": False},
-                user_agent_extra="entrepot",
-            ),
-        }
+        return prepared(self._settings, STALL)
 
     # One object
 
@@ -412,10 +371,6 @@ class Bucket:
             how["SSEKMSKeyId"] = settings.kms_key_id
         rule = next((rule for rule in settings.storage_class if size >= rule.min_size), None)
         return how if rule is None else {**how, "StorageClass": rule.name}
-
-
-def _as_redirected(params: Mapping[str, Any], **_: object) -> None:
-    params["context"].setdefault("s3_redirect", {})["redirected"] = True
 
 
 def _getting_on(size: int) -> asyncio.Timeout:

@@ -169,6 +169,7 @@ class Process:
     admin: str
     store: Path
     lines: list[dict[str, Any]] = field(repr=False)
+    noise: list[str] = field(repr=False)  # what it says that is no record of its log
 
     async def get(self, target: str, headers: dict[str, str] | None = None) -> RawAnswer:
         """GET on a connection of its own."""
@@ -204,11 +205,12 @@ async def serving(text: str, store: Path, *, environ: dict[str, str] | None = No
         sys.executable, "-m", "proxy", "serve", "--config", str(path), stderr=asyncio.subprocess.PIPE, env=environment
     )
     lines: list[dict[str, Any]] = []
-    reading = asyncio.create_task(_read_log(process, lines))
+    noise: list[str] = []
+    reading = asyncio.create_task(_read_log(process, lines, noise))
     try:
         await until(lambda: process.returncode is not None or any(line["event"] == "serving" for line in lines))
         served = next((line for line in lines if line["event"] == "serving"), {"listen": "", "admin": ""})
-        yield Process(process, served["listen"], served["admin"], store, lines)
+        yield Process(process, served["listen"], served["admin"], store, lines, noise)
     finally:
         if process.returncode is None:
             process.kill()
@@ -216,8 +218,10 @@ async def serving(text: str, store: Path, *, environ: dict[str, str] | None = No
         await reading
 
 
-async def _read_log(process: asyncio.subprocess.Process, lines: list[dict[str, Any]]) -> None:
+async def _read_log(process: asyncio.subprocess.Process, lines: list[dict[str, Any]], noise: list[str]) -> None:
     assert process.stderr is not None
     while line := await process.stderr.readline():
-        with contextlib.suppress(ValueError):
+        try:
             lines.append(json.loads(line))
+        except ValueError:
+            noise.append(line.decode())

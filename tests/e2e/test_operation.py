@@ -21,6 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from proxy.certificates import Certificate
 from proxy.config import ConfigError
 from proxy.telemetry import quiet
+from tests.buckets import KEYS, REGION
 
 from .harness import DEADLINE, Process, Proxy, running, serving, toml, until
 from .raw_client import ask, connect
@@ -131,6 +132,19 @@ class TestStart:
             said = await process.stderr.read()
             assert await process.wait() == 0
         assert b"Traceback" not in said
+
+    @pytest.mark.parametrize("has_bucket", [False, True])
+    async def test_only_who_has_a_bucket_waits_for_its_libraries(
+        self, upstream: FakeRegistry, store: Path, has_bucket: bool
+    ) -> None:
+        bucket = f'[store.s3]\nbucket = "images"\nregion = "{REGION}"\nendpoint_url = "{upstream.url}"\n'
+        environ = {"PYTHONPROFILEIMPORTTIME": "1", **KEYS}
+        async with serving(toml(upstream.url, more=bucket * has_bucket), store, environ=environ) as process:
+            assert (await process.get("/readyz")).status == 200
+        imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in process.noise}
+        assert {"proxy", "aiohttp"} < imported
+        assert ("aiobotocore" in imported) is has_bucket
+        assert imported.isdisjoint({"azure", "google", "requests", "jwt"})  # which are for accounts at clouds
 
     @pytest.mark.parametrize(("key", "workers"), [("server.listen", "1"), ("admin.listen", "2")])
     async def test_an_address_in_use_is_one_clear_line(self, tmp_path: Path, key: str, workers: str) -> None:

@@ -22,7 +22,7 @@ from proxy.oci.history import Move
 from proxy.oci.reference import Repository, Tag
 from proxy.outbound import Outbound
 from proxy.scrubbing import Throttle
-from proxy.stores import disk, s3
+from proxy.stores import disk, s3_clients
 from proxy.stores.base import Link, TagRecord
 from proxy.stores.disk import DiskBlobs, DiskRepositories, open_tree
 from proxy.stores.s3 import Bucket
@@ -98,7 +98,7 @@ def loader() -> Loader:
 async def places(
     bucket: TestBucket, tmp_path: Path, loader: Loader, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Places]:
-    monkeypatch.setattr(s3, "create_loader", lambda: loader)
+    monkeypatch.setattr(s3_clients, "create_loader", lambda: loader)
     settings = {"bucket": bucket.name, "endpoint_url": bucket.url, "region": REGION, "prefix": "cache/"}
     full, empty = [await hop(open_tree, tmp_path / name) for name in ("full", "empty")]
     with contextlib.closing(full), contextlib.closing(empty):
