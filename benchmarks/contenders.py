@@ -34,19 +34,23 @@ async def direct(upstream: str, _folder: Path) -> AsyncIterator[Place]:
 
 @contextlib.asynccontextmanager
 async def entrepot(
-    upstream: str, folder: Path, *, more: str = "", workers: int = 1, tls: Certificate | None = None
+    upstream: str, folder: Path, *, more: str = "", keys: str = "", workers: int = 1, tls: Certificate | None = None
 ) -> AsyncIterator[Place]:
-    """Entrepot as a user has it: metrics, and a log of all requests, in a file. `more`: tables of configuration."""
+    """Entrepot as a user has it: metrics, and a log of all requests, in a file.
+
+    `more`: tables of configuration; `keys`: lines for the upstream's.
+    """
     port, admin = free_port(), free_port()
     config = folder / "proxy.toml"
     pem = "" if tls is None else f'tls_certificate = "{tls.chain}"\ntls_key = "{tls.key}"\n'
     config.write_text(
         f'[server]\nlisten = "127.0.0.1:{port}"\nlb_delay = "0s"\nworkers = {workers}\n{pem}'
         f'[admin]\nlisten = "127.0.0.1:{admin}"\n[log]\nlevel = "info"\n[store]\npath = "{folder / "cache"}"\n{more}\n'
-        f'[[upstream]]\nregistry = "docker.io"\nurl = "http://{upstream}"\n'
+        f'[[upstream]]\nregistry = "docker.io"\nurl = "http://{upstream}"\n{keys}'
     )
     command = [sys.executable, "-m", "proxy", "serve", "--config", str(config)]
-    async with process(command, port, log=folder / "entrepot.log") as place:
+    # An installed package has its byte code: it is written at the first start, if that is forbidden here or not.
+    async with process(command, port, {"PYTHONDONTWRITEBYTECODE": ""}, log=folder / "entrepot.log") as place:
         yield replace(place, is_tls=tls is not None)
 
 

@@ -3,9 +3,7 @@
 import argparse
 import asyncio
 import contextlib
-import hashlib
 import json
-import os
 import resource
 import statistics
 import sys
@@ -19,6 +17,7 @@ from prometheus_client import CollectorRegistry
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import stock
 from proxy.app import build
 from proxy.candidates import IDLE
 from proxy.config import Config
@@ -30,25 +29,10 @@ from proxy.telemetry import Metrics, quiet
 from proxy.values import Listen
 
 BLOBS = 1_000_000
-BLOB = 128 * 1024  # bytes that each says it has: sparse, so that a million take inodes only
 LAYER = 16 * 1024 * 1024  # bytes of the blob that is pulled
 SECONDS = 8.0  # of pulls, quiet and while looks go on, in turns
 ROUNDS = 3
 WORK = Path(".work")
-
-
-def fill(folder: Path, count: int) -> None:
-    """A store with so many blobs, of names that are digests of nothing."""
-    for shard in range(256):
-        directory = folder / "blobs" / "sha256" / f"{shard:02x}"
-        directory.mkdir(parents=True, mode=0o700)
-        for number in range(shard, count, 256):
-            encoded = hashlib.sha256(b"%d" % number).hexdigest()
-            fd = os.open(directory / f"{shard:02x}{encoded[2:]}", os.O_WRONLY | os.O_CREAT, 0o400)
-            os.truncate(fd, BLOB)
-            os.close(fd)
-    for path in (folder, folder / "blobs", folder / "blobs" / "sha256"):
-        path.chmod(0o700)
 
 
 async def serve(folder: Path, url: str) -> None:
@@ -89,7 +73,7 @@ async def started(folder: Path, url: str) -> AsyncIterator[asyncio.subprocess.Pr
     """The cache's process."""
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
-        sys.executable, __file__, "--serve", str(folder), "--url", url, stdin=pipe, stdout=pipe
+        sys.executable, "-m", "benchmarks.full", "--serve", str(folder), "--url", url, stdin=pipe, stdout=pipe
     )
     try:
         yield process
@@ -182,7 +166,7 @@ def main() -> None:
     WORK.mkdir(exist_ok=True)  # not where others keep what is temporary: that may be in memory
     with tempfile.TemporaryDirectory(prefix="full-", dir=WORK) as folder:
         began = time.perf_counter()
-        fill(Path(folder) / "cache", options.blobs)
+        stock.blobs(Path(folder) / "cache", options.blobs)
         console.print(f"{options.blobs:,} blobs in {time.perf_counter() - began:.0f} s")
         asyncio.run(measure(Path(folder) / "cache", console))
 

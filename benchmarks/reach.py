@@ -91,10 +91,22 @@ def _cold() -> Iterator[Goal]:
     yield Goal(crowd, "right", "entrepot", Bound.AT_LEAST, 1000)
 
 
+def _sites() -> Iterator[Goal]:
+    image, layer = "image of 61 layers over a WAN, by containerd", "layer from an upstream that caps each connection"
+    start = ("start and warm pulls by how much is cached", "seconds from start to ready")
+    yield Goal(image, "seconds", "entrepot, cold", Bound.AT_MOST, 1.03, "direct")
+    yield Goal(image, "seconds", "entrepot, warm", Bound.AT_MOST, 0.05, "entrepot, cold")
+    one = ("entrepot, 1 connection", "steady MB/s")  # it is never faster
+    yield Goal(layer, "MB/s", "entrepot, 8 connections", Bound.AT_LEAST, 6, *one)
+    yield Goal(*start, "nothing else", Bound.AT_MOST, 1)
+    yield Goal(*start, "100,000 blobs", Bound.AT_MOST, 2)
+
+
 ALIKE = {"1 client": (1.0, 1.0), "8 clients": (1.0, 1.0), "64 clients": (1.0, 1.0)}
 GOALS: tuple[Goal, ...] = (
     *_warm_blobs("", {"1 client": (1.0, 1.2), "8 clients": (1.0, 1.0), "64 clients": (1.05, 0.9)}),
     *_warm_blobs(" over TLS", ALIKE),
     *_warm_manifests(),
     *_cold(),
+    *_sites(),
 )

@@ -24,6 +24,16 @@ def peak(pid: int) -> int:
     return sum(_read(one, "status", _high_water) for one in tree(pid))
 
 
+def proportional(pid: int) -> int:
+    """The memory that a tree has now, in bytes; of what several processes share, each has its share."""
+    return sum(_read(one, "smaps_rollup", _share) for one in tree(pid))
+
+
+def threads(pid: int) -> int:
+    """How many threads a tree has now."""
+    return sum(_read(one, "status", _threads) for one in tree(pid))
+
+
 def cpu(pid: int) -> float:
     """Seconds of processors' time that a tree has used, all threads and what has ended of it included."""
     return sum(_read(one, "stat", _ticks) for one in tree(pid)) * TICK
@@ -62,6 +72,14 @@ def _read(pid: int, name: str, parse: Callable[[str], int]) -> int:
 
 def _high_water(status: str) -> int:
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024 if "VmHWM:" in status else 0  # a zombie has none
+
+
+def _share(rollup: str) -> int:
+    return int(rollup.partition("\nPss:")[2].split()[0]) * 1024 if "\nPss:" in rollup else 0
+
+
+def _threads(status: str) -> int:
+    return int(status.partition("\nThreads:")[2].split()[0])
 
 
 def _ticks(stat: str) -> int:

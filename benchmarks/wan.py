@@ -13,9 +13,8 @@ import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import urljoin
 
 import aiohttp
@@ -27,6 +26,7 @@ from yarl import URL
 
 from benchmarks.link import Link
 from benchmarks.servers import free_port, process
+from benchmarks.wire import Wire, child, linked, told
 
 MIB = 1024 * 1024
 CHUNK = 64 * 1024  # bytes
@@ -111,23 +111,6 @@ class Result:
     brought: float
 
 
-@dataclass
-class Wire:
-    """A link that is up: its port, and what it has said."""
-
-    port: int
-    stdin: asyncio.StreamWriter
-    stdout: asyncio.StreamReader
-    said: list[dict[str, Any]] = field(default_factory=list)
-
-    async def take_down(self) -> int:
-        """End it; returns the bytes that it has brought."""
-        self.stdin.close()
-        while line := await self.stdout.readline():
-            self.said.append(json.loads(line))
-        return int(self.said[-1]["bytes"])
-
-
 # Upstreams
 
 
@@ -207,39 +190,6 @@ def _upstream(case: Case, folder: Path) -> AbstractAsyncContextManager[int]:
 
 
 @contextlib.asynccontextmanager
-async def _child(command: list[str]) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A process of our own, killed at the end."""
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.STDOUT)
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
-
-
-async def _told(process: asyncio.subprocess.Process, event: str) -> dict[str, Any]:
-    """The line of JSON in which a process tells of something; it may tell of others before."""
-    said = b""
-    while process.stdout is not None and (line := await process.stdout.readline()):
-        said += line
-        told = json.loads(line) if line.startswith(b"{") else {}
-        if told.get("event") == event:
-            return dict(told)
-    raise RuntimeError(f"it ended before it was {event}: {said.decode()}")
-
-
-@contextlib.asynccontextmanager
-async def _link(link: Link) -> AsyncIterator[Wire]:
-    async with _child(link.command()) as process:
-        listening = await _told(process, "listening")
-        if process.stdin is None or process.stdout is None:
-            raise RuntimeError("a link without pipes")
-        yield Wire(listening["port"], process.stdin, process.stdout)
-
-
-@contextlib.asynccontextmanager
 async def _entrepot(upstream: int, way: Way, folder: Path) -> AsyncIterator[int]:
     """Entrepot with an empty cache."""
     config = folder / "proxy.toml"
@@ -250,8 +200,8 @@ async def _entrepot(upstream: int, way: Way, folder: Path) -> AsyncIterator[int]
         f'[[upstream]]\nregistry = "docker.io"\nurl = "http://127.0.0.1:{upstream}"\n'
         f'private_networks = ["127.0.0.0/8"]\n{allowed}'
     )
-    async with _child([sys.executable, "-m", "proxy", "serve", "--config", str(config)]) as process:
-        serving = await _told(process, "serving")
+    async with child([sys.executable, "-m", "proxy", "serve", "--config", str(config)]) as process:
+        serving = await told(process, "serving")
         yield int(serving["listen"].rpartition(":")[2])
 
 
@@ -311,7 +261,7 @@ def _cases() -> list[Case]:
 
 async def _once(case: Case, way: Way, upstream: int, trace: Console | None) -> Result:
     """One cold pull over a link of its own."""
-    async with _link(Link(upstream, case.cap)) as wire:
+    async with linked(Link(upstream, case.cap)) as wire:
         if way.is_direct:
             began, seconds = time.monotonic(), await _pull(wire.port, case.image)
         else:

@@ -1,7 +1,7 @@
 """Every case, in the order in which they are run."""
 
 from benchmarks.bench import Case
-from benchmarks.cases import cold, manifests, ranges, warm
+from benchmarks.cases import capped, cold, growth, image, manifests, ranges, readers, warm
 
 CASES = (
     Case("warm manifests", "requests/s", "nginx", manifests.manifests),
@@ -14,4 +14,8 @@ CASES = (
     Case("herd", "seconds", "nginx proxy_cache", cold.herd),
     Case("crowd", "peak memory, MiB", "nginx proxy_cache", cold.crowd),
     Case("ranges", "seconds", "nginx proxy_cache", ranges.ranges),
+    Case("image over a WAN", "seconds", "direct", image.image_over_wan),
+    Case("capped upstream", "MB/s", "entrepot, 1 connection", capped.capped),
+    Case("slow readers", "peak memory, MiB", "nginx, 2 workers", readers.slow_readers),
+    Case("growth", "seconds from start to ready", "nothing else", growth.growth),
 )
