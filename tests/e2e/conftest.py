@@ -10,7 +10,7 @@ from botocore.loaders import create_loader
 from botocore.retries.standard import ExponentialBackoff
 
 from proxy import exchange, outage
-from proxy.stores import durable, s3, uploads
+from proxy.stores import durable, s3, s3_clients, uploads
 from tests.buckets import TestBucket
 
 from .faulty_bucket import FaultyBucket
@@ -57,14 +57,14 @@ async def faulty(bucket: TestBucket) -> AsyncIterator[FaultyBucket]:
 def hurried_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
     """All that waits for a bucket, scaled down, and parts of uploads; botocore's descriptions of S3 are read once."""
     for module, name, value in (
-        (s3, "STALL", 0.6), (s3, "CONNECT", 0.3), (s3, "PART", 100_000), (durable, "PATIENCE", 0.6),
+        (s3, "STALL", 0.6), (s3_clients, "CONNECT", 0.3), (s3, "PART", 100_000), (durable, "PATIENCE", 0.6),
         (durable, "FIRST_REST", 0.01), (durable, "LONGEST_REST", 0.05), (uploads, "FIRST_WAIT", 0.01),
         (uploads, "LONGEST_WAIT", 0.05), (moto.s3.models, "S3_UPLOAD_PART_MIN_SIZE", 1),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, value)
     monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda _self, _context: 0.0)
     loader = create_loader()
-    monkeypatch.setattr(s3, "create_loader", lambda: loader)
+    monkeypatch.setattr(s3_clients, "create_loader", lambda: loader)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
