@@ -327,7 +327,7 @@ def _table(medians: dict[str, dict[Way, Result]]) -> Table:
     for case, ways in medians.items():
         direct = ways[DIRECT].seconds if DIRECT in ways else direct
         for way, result in ways.items():
-            ratio = f"{result.seconds / direct:.3f}"
+            ratio = f"{result.seconds / direct:.3f}" if direct else "-"  # only this case was asked for
             table.add_row(case, way.name, f"{result.seconds:.2f}", ratio, f"{result.brought:.3f}")
         table.add_section()
     return table
