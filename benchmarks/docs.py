@@ -51,7 +51,8 @@ def section(results: Results, folder: str, drawn: set[str]) -> Iterator[str]:
     yield from tables.markdown(*_split(tables.reach(results.verdicts)))
     for group in results.groups:
         if group.cases:
-            yield from ("", f"### {group.name[0].upper()}{group.name[1:]}", "", f"{group.about} Held against {group.reference}.", "")
+            name = group.name[0].upper() + group.name[1:]
+            yield from ("", f"### {name}", "", f"{group.about} Held against {group.reference}.", "")
             yield from tables.markdown(*_split(tables.grid(results.report, group)))
             if (picture := f"{plots.file_name(group)}.svg") in drawn:
                 yield from ("", f"![{group.name}: {group.chief}]({folder}/{picture})")
