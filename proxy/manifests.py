@@ -200,11 +200,14 @@ class Manifests:
     def _is_believed(self, repository: Repository, record: TagRecord, anew: bool) -> bool:
         """Whether a tag is answered without a question to upstream."""
         upstream = self._upstreams[repository.registry]
+        now = time.time()
+        if not anew and 0.0 <= now - record.checked < upstream.least_tag_ttl:
+            return True
         ttl = upstream.tag_ttl(repository)
         if record.is_frozen or upstream.is_sealed or ttl == math.inf:
             return True  # whatever the clock says
         ttl = min(ttl, JUST_NOW) if anew else ttl
-        return verdict(record.checked, time.time(), ttl) is Verdict.FRESH
+        return verdict(record.checked, now, ttl) is Verdict.FRESH
 
     def _stretched(self, repository: Repository, record: TagRecord) -> str | None:
         """What to say of an answer that is older than it would be if upstream allowed more."""

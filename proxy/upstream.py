@@ -67,7 +67,7 @@ class Upstream:
         self.as_of = settings.as_of
         self.is_sealed = settings.sealed
         self._holds_tags = settings.holds_tags
-        self._tag_ttl = settings.tag_ttl
+        self.least_tag_ttl = settings.tag_ttl  # seconds for which a tag is believed in any case
         self._longest_tag_ttl = max(settings.tag_ttl, settings.longest_tag_ttl)
         self.egress = Egress(settings)
         self._accounts = Accounts(
@@ -122,11 +122,11 @@ class Upstream:
         """Seconds for which a tag is believed: the longer, the less upstream still allows us to ask."""
         if self._holds_tags(repository.name):
             return math.inf
-        return min(self._longest_tag_ttl, self._tag_ttl * self._accounts.stretch(repository))
+        return min(self._longest_tag_ttl, self.least_tag_ttl * self._accounts.stretch(repository))
 
     def is_stretched(self, repository: Repository, age: float) -> bool:
         """Whether an answer of this age, in seconds, is believed only because upstream allows little more."""
-        is_late = self._tag_ttl <= age and self.tag_ttl(repository) < math.inf
+        is_late = self.least_tag_ttl <= age and self.tag_ttl(repository) < math.inf
         return is_late and self._accounts.stretch(repository) > 1
 
     # Manifests

@@ -47,6 +47,9 @@ class Tag:
         if not _TAG.fullmatch(self.name):
             raise OciError(Problem.TAG_INVALID, "invalid tag", detail=self.name)
 
+    def __hash__(self) -> int:
+        return hash(self.name)
+
     @classmethod
     def parse(cls, text: str) -> Self:
         """Check a tag by the grammar; OciError(TAG_INVALID) where it does not fit."""
