@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from proxy.files.calls import Handle, close_fd, hop, outlast, too_short
 
 LONGEST = 16 * 1024 * 1024  # bytes that a thread sends of one file before others have their turn ...
-SHORTEST = 1024 * 1024  # ... and where it has more transfers than
+SHORTEST = 2 * 1024 * 1024  # ... and where it has more transfers than
 FEW = 8  # so many
 READERS = 8  # threads that bring what is not in the system's memory there
 PIECE = 256 * 1024  # bytes of it at a time
@@ -114,7 +114,7 @@ class _Transfer:
 
         Raises BlockingIOError where the client takes no more, OSError.
         """
-        if not others and self._offset == self._extent.offset:
+        if self._offset == self._extent.offset:
             self._outlet.hold_back(holds=True)
         most = SHORTEST if self._read_until or others >= FEW else LONGEST
         stop = min(self._extent.end, self._offset + most)
