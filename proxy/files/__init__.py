@@ -9,7 +9,6 @@ calls on what is open, `outside` is for files that an operator names, `machine` 
 from proxy.files.calls import (
     PIECE,
     Handle,
-    append,
     hash_piece,
     hop,
     is_damage,
@@ -43,7 +42,6 @@ __all__ = [
     "Tree",
     "UnsafeDirectory",
     "Unusable",
-    "append",
     "boot",
     "check_root",
     "count_descriptors",

@@ -127,35 +127,13 @@ class Handle:
             close_fd(self._fd)
 
 
-async def append(handle: Handle, offset: int, hasher: Hasher, data: memoryview) -> int:
-    """Write at `offset` and hash what was written: both release the interpreter's lock, so they share a hop.
-
-    Returns how many bytes that were: fewer than given when the disk would take no more. Raises OSError if it took none,
-    so that the hash always stands for what is in the file.
-    """
-    return await hop(_append, handle.fd, offset, hasher, data)
-
-
-def _append(fd: int, offset: int, hasher: Hasher, data: memoryview) -> int:
-    done = 0
-    while done < len(data):
-        try:
-            written = write_some(fd, data[done:], offset + done)
-        except OSError:
-            if done:
-                break
-            raise
-        hasher.update(data[done : done + written])
-        done += written
-    return done
-
-
 async def pour(
     handle: Handle, offset: int, hasher: Hasher, pieces: deque[memoryview], wrote: Callable[[int], None]
 ) -> None:
-    """As append(), of all `pieces`, and of those that are put there meanwhile: one hop as long as there are any.
+    """Write `pieces` from `offset` on, and those that are put there meanwhile, and hash what was written.
 
-    `wrote` is told in the thread where what is written and hashed ends, after each. Raises OSError.
+    Both release the interpreter's lock, so they share a hop, one as long as there are any. `wrote` is told in the
+    thread where what is written and hashed ends, after each. Raises OSError; the hash still is of what is in the file.
     """
     await hop(_pour, handle.fd, offset, hasher, pieces, wrote)
 
@@ -164,9 +142,9 @@ def _pour(fd: int, offset: int, hasher: Hasher, pieces: deque[memoryview], wrote
     while pieces:
         data = pieces.popleft()
         while data:
-            done = _append(fd, offset, hasher, data)
-            offset += done
-            data = data[done:]
+            written = write_some(fd, data, offset)
+            hasher.update(data[:written])
+            offset, data = offset + written, data[written:]
             wrote(offset)
 
 

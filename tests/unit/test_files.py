@@ -10,6 +10,7 @@ import os
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pytest
 
 from proxy import files
 from proxy.files import Extent, Handle, Outlet, Senders, SpoolState, Tree, hop
+from proxy.oci.digest import Hasher
 from proxy.stores.disk import open_tree
 from tests.faulty_disk import FAULTS, NOTHING, SHORT, FaultyDisk, Point, points
 
@@ -78,9 +80,16 @@ async def spool(tree: Tree, body: bytes = b"") -> Handle:
     assert (await tree.inspect_spool(KEY, handle))[0] is SpoolState.OURS
     if body:
         writer = await tree.open_for_writing(KEY, handle)
-        await files.append(writer, 0, hashlib.sha256(), memoryview(body))
+        await written(writer, hashlib.sha256(), body)
         await closed(writer)
     return handle
+
+
+async def written(writer: Handle, hasher: Hasher, *pieces: bytes) -> list[int]:
+    """Write a new file; returns where what is written ended, each time that this was told."""
+    told = list[int]()
+    await files.pour(writer, 0, hasher, deque(memoryview(piece) for piece in pieces), told.append)
+    return told
 
 
 def is_there(fd: int) -> bool:
@@ -278,15 +287,14 @@ async def test_what_readers_of_a_fresh_blob_hold_open_is_not_evicted(tree: Tree)
     assert await hop(tree.evict, TARGET) is True
 
 
-# Appending
+# Writing
 
 
-async def test_what_is_appended_is_hashed(tree: Tree) -> None:
+async def test_what_is_written_is_hashed(tree: Tree) -> None:
     handle = await spool(tree)
     writer = await tree.open_for_writing(KEY, handle)
     hasher = hashlib.sha256()
-    assert await files.append(writer, 0, hasher, memoryview(b"one")) == 3
-    assert await files.append(writer, 3, hasher, memoryview(b"two")) == 3
+    assert await written(writer, hasher, b"one", b"two") == [3, 6]
     again = hashlib.sha256()
     assert await files.rehash(handle, again) == 6
     assert hasher.hexdigest() == again.hexdigest() == hashlib.sha256(b"onetwo").hexdigest()
@@ -304,10 +312,10 @@ async def test_only_what_the_disk_took_is_hashed(tree: Tree, monkeypatch: pytest
         return real(fd, data[: min(2, 5 - offset)], offset)
 
     monkeypatch.setattr(os, "pwrite", full_after_five)
-    hasher = hashlib.sha256()
-    assert await files.append(writer, 0, hasher, memoryview(b"abcdefgh")) == 5
+    hasher, told = hashlib.sha256(), list[int]()
     with pytest.raises(OSError, match="full"):
-        await files.append(writer, 5, hasher, memoryview(b"fgh"))
+        await files.pour(writer, 0, hasher, deque([memoryview(b"abcdefgh")]), told.append)
+    assert told == [2, 4, 5]
     assert hasher.hexdigest() == hashlib.sha256(b"abcde").hexdigest()
     assert await handle.read(0, 99) == b"abcde"
     await closed(writer, handle)
@@ -519,9 +527,7 @@ async def fill_and_open(tree: Tree) -> None:
         writer = await tree.open_for_writing(KEY, handle)
         try:
             hasher = hashlib.sha256()
-            done = await files.append(writer, 0, hasher, memoryview(b"body"))
-            if done < 4:
-                done += await files.append(writer, done, hasher, memoryview(b"body")[done:])
+            await written(writer, hasher, b"body")
         finally:
             writer.close()
         assert hasher.digest() == hashlib.sha256(b"body").digest()
@@ -646,7 +652,7 @@ async def test_a_disk_that_takes_nothing_and_says_nothing_is_full(tree: Tree, fa
     writer = await tree.open_for_writing(KEY, handle)
     faulty.fail(Point("pwrite", 1, NOTHING))
     with pytest.raises(OSError, match="No space"):
-        await files.append(writer, 0, hashlib.sha256(), memoryview(b"body"))
+        await written(writer, hashlib.sha256(), b"body")
     await closed(handle, writer)
 
 
