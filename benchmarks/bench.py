@@ -2,6 +2,7 @@
 
 import contextlib
 import tempfile
+import traceback
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -32,8 +33,10 @@ class Bench:
         self._out.clear()
 
     def fail(self, what: str, error: BaseException) -> None:
-        """Say that something failed, and remember it."""
+        """Say that something failed, and remember it; a defect of ours is said with where it is."""
         self.say(f"{what} failed: {str(error) or type(error).__name__}")
+        if not isinstance(error, (*FAILURES, KeyboardInterrupt)):
+            self.say("".join(traceback.format_exception(error)))
         self.failed.append(what)
 
     async def measure(

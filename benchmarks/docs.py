@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from benchmarks import plots, tables
-from benchmarks.results import Results
+from benchmarks.results import Group, Results
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 
@@ -50,12 +50,20 @@ def section(results: Results, folder: str, drawn: set[str]) -> Iterator[str]:
     yield ""
     yield from tables.markdown(*_split(tables.reach(results.verdicts)))
     for group in results.groups:
-        if group.cases:
-            name = group.name[0].upper() + group.name[1:]
-            yield from ("", f"### {name}", "", f"{group.about} Held against {group.reference}.", "")
-            yield from tables.markdown(*_split(tables.grid(results.report, group)))
-            if (picture := f"{plots.file_name(group)}.svg") in drawn:
-                yield from ("", f"![{group.name}: {group.chief}]({folder}/{picture})")
+        picture = f"{plots.file_name(group)}.svg"
+        yield from _of(group, results, f"{folder}/{picture}" if picture in drawn else None)
+
+
+def _of(group: Group, results: Results, picture: str | None) -> Iterator[str]:
+    if group.cases or group.failed:
+        name = group.name[0].upper() + group.name[1:]
+        yield from ("", f"### {name}", "", f"{group.about} Held against {group.reference}.", "")
+    if group.failed:
+        yield from (f"Failed: {', '.join(group.failed)}.", "")
+    if group.cases:
+        yield from tables.markdown(*_split(tables.grid(results.report, group)))
+    if picture is not None:
+        yield from ("", f"![{group.name}: {group.chief}]({picture})")
 
 
 def _split(rows: Iterator[tables.Row]) -> tuple[tables.Row, Iterator[tables.Row]]:

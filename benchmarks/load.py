@@ -28,8 +28,8 @@ async def drain(
     """
     pipe = asyncio.subprocess.PIPE
     client = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "benchmarks.drain", stdin=pipe, stdout=pipe, limit=2**26
-    )
+        sys.executable, "-m", "benchmarks.drain", stdin=pipe, stdout=pipe, limit=2**26, start_new_session=True
+    )  # Ctrl-C is for us, who end it
     if client.stdin is None or client.stdout is None:
         raise RuntimeError("a process without pipes")
     try:
@@ -38,7 +38,8 @@ async def drain(
             raise WrongAnswerError(f"{place.host} could not be connected to")
         with used(place.pid) as usage:
             client.stdin.write(b"go\n")
-            line = await client.stdout.readline()
+            if not (line := await client.stdout.readline()):
+                raise WrongAnswerError("the client ended before it was done")
             if settled is not None:
                 await settled()
     finally:
@@ -89,6 +90,13 @@ async def wrk(place: Place, path: str, connections: int, seconds: int = 1) -> tu
     return parse_wrk(said.decode()), usage
 
 
+def middle(result: Drained) -> float:
+    """Seconds that an answer took, in the middle. Raises WrongAnswerError if none was whole in time."""
+    if not result.totals:
+        raise WrongAnswerError(f"none of its answers was whole within {result.seconds:.1f} s")
+    return statistics.median(result.totals)
+
+
 @dataclass(frozen=True)
 class At:
     """Where samples belong."""
@@ -111,7 +119,9 @@ def rates(at: At, rate: Rate, usage: Usage, place: Place) -> Iterator[Sample]:
 
 
 def transfers(at: At, result: Drained, usage: Usage, place: Place) -> Iterator[Sample]:
-    """What transfers for a while come to, as a stream of bytes."""
+    """What transfers for a while come to, as a stream of bytes. Raises WrongAnswerError if none came."""
+    if not result.received:
+        raise WrongAnswerError("not a byte came in time")
     amount = result.received / GB
     yield at.sample("GB/s", amount / result.seconds)
     yield at.sample("machine CPU, s/GB", usage.machine / amount)

@@ -28,13 +28,14 @@ VERSIONS = {
 
 @dataclass(frozen=True)
 class Group:
-    """Cases of a kind: what is drawn of them, and whom the others are held against."""
+    """Cases of a kind: what is drawn of them, whom the others are held against, and who failed and is not in them."""
 
     name: str
     about: str
     chief: str
     reference: str
     cases: tuple[str, ...]
+    failed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,14 +70,19 @@ class Results:
         """What was kept; the goals are judged anew."""
         kept: dict[str, Any] = json.loads(path.read_text())
         del kept["reach"]
-        groups = tuple(Group(**{**group, "cases": tuple(group["cases"])}) for group in kept.pop("groups"))
+        groups = tuple(_group(one) for one in kept.pop("groups"))
         samples = tuple(Sample(**sample) for sample in kept.pop("samples"))
         return cls(**kept, groups=groups, samples=samples)
 
 
-def group(case: Case, samples: Sequence[Sample]) -> Group:
+def _group(kept: dict[str, Any]) -> Group:
+    return Group(**{**kept, "cases": tuple(kept["cases"]), "failed": tuple(kept.get("failed", ()))})
+
+
+def group(case: Case, samples: Sequence[Sample], failed: Sequence[str]) -> Group:
     """What is kept of a case beside its samples."""
-    return Group(case.name, case.about, case.chief, case.reference, tuple(dict.fromkeys(one.case for one in samples)))
+    cases = tuple(dict.fromkeys(one.case for one in samples))
+    return Group(case.name, case.about, case.chief, case.reference, cases, tuple(failed))
 
 
 def here(folder: Path) -> dict[str, str]:

@@ -17,7 +17,7 @@ from benchmarks import contenders, stock
 from benchmarks.bench import Bench
 from benchmarks.contenders import Contender
 from benchmarks.contents import MIB
-from benchmarks.load import At, drain, wrk
+from benchmarks.load import At, drain, middle, wrk
 from benchmarks.report import Sample
 from benchmarks.scene import Origin, filled, introduced, origin, whole
 from benchmarks.servers import Place
@@ -57,9 +57,8 @@ async def _served(bench: Bench, upstream: Origin, stocked: dict[Contender, Path]
             rate, _ = await wrk(place, upstream.image.by_tag, 1, PULLS)
             samples += [at.sample("manifest p50, ms", rate.p50), at.sample("manifest p99, ms", rate.p99)]
         layers, _ = await drain(whole(place, upstream.image.layers[0], seconds=PULLS), place)
-        totals = sorted(layers.totals)
         samples += [
-            at.sample("layer p50, ms", 1000 * totals[len(totals) // 2]),
+            at.sample("layer p50, ms", 1000 * middle(layers)),
             at.sample("peak memory, MiB", place.peak / MIB),
         ]
     return samples

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import statistics
 import sys
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
@@ -15,7 +14,7 @@ from benchmarks.bench import Bench
 from benchmarks.contenders import Contender
 from benchmarks.contents import MIB, Blob
 from benchmarks.drain import WrongAnswerError
-from benchmarks.load import At, drain
+from benchmarks.load import At, drain, middle
 from benchmarks.report import Sample
 from benchmarks.scene import ENTREPOT, Origin, clients, filled, introduced, origin, plain, size_name, static, whole
 from benchmarks.servers import Place
@@ -68,7 +67,7 @@ async def _beside(at: At, place: Place, blob: Blob) -> list[Sample]:
 async def _fast(place: Place, blob: Blob) -> float:
     """Seconds that a pull takes in the middle."""
     result, _ = await drain(whole(place, blob, seconds=PULLS), place)
-    return statistics.median(result.totals)
+    return middle(result)
 
 
 @contextlib.asynccontextmanager

@@ -1,0 +1,109 @@
+"""A run of the benchmarks: what fails costs nobody else anything, and what was measured is kept."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+from rich.progress import Progress
+
+from benchmarks import contenders
+from benchmarks.bench import Bench, Case
+from benchmarks.contenders import Contender
+from benchmarks.docs import section
+from benchmarks.drain import Drained, WrongAnswerError
+from benchmarks.load import middle
+from benchmarks.report import Sample
+from benchmarks.results import Results
+from benchmarks.run import run
+
+GOOD, BAD = Contender("good", contenders.direct), Contender("bad", contenders.direct)
+
+
+@pytest.fixture
+def said() -> list[str]:
+    """The lines to who waits."""
+    return []
+
+
+@pytest.fixture
+def bench(tmp_path: Path, said: list[str]) -> Bench:
+    return Bench(tmp_path, 2, is_full=False, say=said.append)
+
+
+def case(name: str, measured: Callable[[Contender], list[Sample]]) -> Case:
+    """One in which both take part."""
+
+    async def both(bench: Bench) -> AsyncIterator[Sample]:
+        """Both of them."""
+
+        async def one(contender: Contender) -> list[Sample]:
+            return measured(contender)
+
+        async for sample in bench.measure(bench.turns([GOOD, BAD]), one):
+            yield sample
+
+    return Case(name, "seconds", "good", both)
+
+
+def sound(name: str) -> Callable[[Contender], list[Sample]]:
+    return lambda one: [Sample(name, one.name, "seconds", 1.0)]
+
+
+def defective(_: Contender) -> list[Sample]:
+    raise IndexError("a defect")
+
+
+async def ran(bench: Bench, *cases: Case) -> Results:
+    return await run(bench, cases, Progress(disable=True))
+
+
+async def test_a_contender_that_fails_is_left_out_of_its_case_alone_and_named(bench: Bench, said: list[str]) -> None:
+    def fails(one: Contender) -> list[Sample]:
+        if one is BAD:
+            raise WrongAnswerError("404")
+        return sound("first")(one)
+
+    done = await ran(bench, case("first", fails), case("second", sound("second")))
+    assert [(one.case, one.contender) for one in done.samples] == [
+        ("first", "good"), ("first", "good"), ("second", "good"), ("second", "bad"), ("second", "bad"),
+        ("second", "good"),
+    ]  # fmt: skip
+    assert (said, bench.failed) == (["bad failed: 404"], ["bad"])
+    assert [group.failed for group in done.groups] == [("bad",), ()]
+    assert "Failed: bad." in list(section(done, "pictures", set()))
+
+
+async def test_a_defect_costs_its_case_and_nothing_else(bench: Bench, said: list[str]) -> None:
+    done = await ran(bench, case("first", defective), case("second", sound("second")))
+    assert {one.case for one in done.samples} == {"second"}
+    assert bench.failed == ["first"]
+    assert "IndexError" in "".join(said)
+
+
+async def test_what_was_measured_until_a_run_is_broken_off_is_kept(bench: Bench) -> None:
+    reached = asyncio.Event()
+
+    async def hangs(_: Bench) -> AsyncIterator[Sample]:
+        yield Sample("first", "good", "seconds", 1.0)
+        reached.set()
+        await asyncio.Event().wait()
+
+    running = asyncio.create_task(ran(bench, Case("first", "seconds", "good", hangs), case("second", sound("second"))))
+    await reached.wait()
+    running.cancel()
+    done = await running
+    assert done.samples == (Sample("first", "good", "seconds", 1.0),)
+    assert [group.failed for group in done.groups] == [("first",)]
+
+
+async def test_results_are_read_as_they_were_written(bench: Bench, tmp_path: Path) -> None:
+    done = await ran(bench, case("first", sound("first")), case("second", defective))
+    done.write(tmp_path / "results.json")
+    assert Results.read(tmp_path / "results.json") == done
+
+
+def test_a_client_that_gets_nothing_whole_is_no_figure() -> None:
+    assert middle(Drained(totals=(3.0, 1.0, 2.0))) == 2.0
+    with pytest.raises(WrongAnswerError, match="whole within"):
+        middle(Drained(seconds=2.0))
