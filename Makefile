@@ -66,7 +66,7 @@ lock: $(VENV)/.dev ## resolve the dependencies anew into the three locks
 	$(BIN)/uv pip compile pyproject.toml --upgrade --group dev --constraint requirements.lock --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet --output-file requirements-dev.lock
 	$(BIN)/uv pip compile --upgrade --group bench --constraint requirements-dev.lock --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet --output-file requirements-bench.lock
 
-# BENCH="--case herd --repeats 5" has only the first run, and so; python -m benchmarks --help says what else there is.
+# With BENCH="--case herd --repeats 5" only the first of these runs, with these options; --help says which there are.
 BENCH ?=
 bench: $(VENV)/.bench ## the benchmarks, beside the peers that are installed (Debian: nginx varnish wrk docker-registry containerd)
 	$(BIN)/python -m benchmarks $(BENCH)

@@ -58,7 +58,7 @@ async def entrepot(
 async def docker_registry(upstream: str, folder: Path, *, storage: str | None = None) -> AsyncIterator[Place]:
     """Debian's docker-registry in pull-through mode, with an empty directory or another `storage`."""
     where = f"filesystem: {{ rootdirectory: {folder / 'cache'} }}" if storage is None else storage
-    async with _registry(folder, f"storage: {{ {where} }}\nproxy: {{ remoteurl: 'http://{upstream}' }}\n") as place:
+    async with _registry(folder, where, f"proxy: {{ remoteurl: 'http://{upstream}' }}\n") as place:
         yield place
 
 
@@ -66,17 +66,19 @@ async def docker_registry(upstream: str, folder: Path, *, storage: str | None = 
 async def plain_registry(image: Image, _upstream: str, folder: Path) -> AsyncIterator[Place]:
     """Debian's docker-registry with the image in its own directory, and no upstream."""
     _fill(folder / "content", image)
-    async with _registry(folder, f"storage: {{ filesystem: {{ rootdirectory: {folder / 'content'} }} }}\n") as place:
+    async with _registry(folder, f"filesystem: {{ rootdirectory: {folder / 'content'} }}") as place:
         yield place
 
 
 @contextlib.asynccontextmanager
-async def _registry(folder: Path, tables: str) -> AsyncIterator[Place]:
+async def _registry(folder: Path, storage: str, tables: str = "") -> AsyncIterator[Place]:
+    """As Debian configures it, with its memory of blobs' sizes; but it writes no log of requests."""
     port = free_port()
     config = folder / "registry.yml"
     config.write_text(
         f"version: 0.1\nlog: {{ level: error, accesslog: {{ disabled: true }} }}\n"
-        f"http: {{ addr: '127.0.0.1:{port}', secret: made-up }}\n{tables}"
+        f"http: {{ addr: '127.0.0.1:{port}', secret: made-up }}\n"
+        f"storage: {{ cache: {{ blobdescriptor: inmemory }}, {storage} }}\n{tables}"
     )
     # With a bundle of authorities in the environment its driver for S3 does not start.
     command = [program("docker-registry") or "docker-registry", "serve", str(config)]

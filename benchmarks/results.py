@@ -93,7 +93,7 @@ def here(folder: Path) -> dict[str, str]:
         "processor": platform.machine() if processor is None else processor[1],
         "cores": str(len(os.sched_getaffinity(0))),
         "memory": "unknown" if memory is None else f"{int(memory[1]) / 1024**2:.0f} GiB",
-        "kernel": platform.release(),
+        "kernel": re.split(r"[^\d.]", platform.release())[0],  # what follows may name who built it
         "file system": said(["stat", "--file-system", "--format=%T", str(folder)]) or "unknown",
         "load average": " ".join(f"{load:.2f}" for load in os.getloadavg()),
     }
