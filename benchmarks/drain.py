@@ -15,10 +15,11 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 
+from benchmarks.contents import MANIFEST
+
 HEAD = 64 * 1024  # bytes that a response's head may take
 BUFFER = 4 * 1024 * 1024  # bytes that are discarded at a time; the kernel does not write into it
 RECORDS = 256 * 1024  # bytes of what has to be read
-MANIFEST = "application/vnd.oci.image.manifest.v1+json"  # some want it to be named
 Span = tuple[int, int]  # from its first byte to behind its last
 
 
@@ -124,6 +125,7 @@ class Connection:
         self._digest, self._size, self._head, self._first = ask.digest, stop - start, b"", 0.0
         self._hasher = hashlib.sha256() if ask.digest else None
         self._began = time.perf_counter()
+        # Some send a manifest only to whom has named its kind.
         headers = f"Host: {self._load.host}\r\nAccept: {MANIFEST}, */*\r\n{span}"
         self.sock.send(f"GET {self._load.path} HTTP/1.1\r\n{headers}\r\n".encode())
 

@@ -24,8 +24,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks.contenders import docker_registry, entrepot
-from benchmarks.servers import Place, free_port, process
-from benchmarks.upstream import Upstream, pull
+from benchmarks.servers import free_port, process
+from benchmarks.upstream import READ, Upstream
 from tests.clients.buckets import BUCKET, PACKAGE, SECRET, USER, VERSION, what_is_missing
 from tests.clients.processes import built
 
@@ -80,14 +80,25 @@ def _driver(scene: Scene, prefix: str) -> str:
     )
 
 
-async def _puller(place: Place, scene: Scene) -> tuple[float, float]:
-    return await pull(place.host, scene.digest, SIZE)
+async def _pull(host: str, scene: Scene) -> None:
+    """GET the blob, and count its bytes."""
+    name, _, port = host.partition(":")
+    reader, writer = await asyncio.open_connection(name, int(port), limit=READ)
+    request = f"GET /v2/library/bench/blobs/{scene.digest} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
+    writer.write(request.encode())
+    head = await reader.readuntil(b"\r\n\r\n")
+    left = SIZE
+    while left and (data := await reader.read(READ)):
+        left -= len(data)
+    writer.close()
+    if left or b" 200 " not in head.split(b"\r\n")[0]:
+        raise RuntimeError(f"{host} did not send the blob: {head[:80]!r}")
 
 
 async def _disk_alone(scene: Scene, figures: Figures, clients: int, folder: Path) -> None:
     async with entrepot(scene.upstream, folder) as place:
         for case in ("cold", "warm, local tier"):
-            await figures.take(scene, (case, clients), "entrepot, no bucket", lambda: _puller(place, scene))
+            await figures.take(scene, (case, clients), "entrepot, no bucket", lambda: _pull(place.host, scene))
         figures.peaks["entrepot, no bucket"].append(place.peak)
 
 
@@ -95,15 +106,15 @@ async def _with_a_bucket(scene: Scene, figures: Figures, clients: int, folder: P
     prefix = f"{secrets.token_hex(4)}/"
     table = _table(scene, prefix)
     async with entrepot(scene.upstream, folder, more=table) as place:
-        await figures.take(scene, ("cold", clients), "entrepot", lambda: _puller(place, scene))
-        await figures.take(scene, ("warm, local tier", clients), "entrepot", lambda: _puller(place, scene))
+        await figures.take(scene, ("cold", clients), "entrepot", lambda: _pull(place.host, scene))
+        await figures.take(scene, ("warm, local tier", clients), "entrepot", lambda: _pull(place.host, scene))
         while any(path.is_file() for path in (folder / "cache/uploads").rglob("*")):  # noqa: ASYNC110  another process
             await asyncio.sleep(0.05)
         figures.peaks["entrepot"].append(place.peak)
     other = folder / "other"
     other.mkdir()
     async with entrepot(scene.upstream, other, more=table) as place:
-        await figures.take(scene, ("warm, from S3", clients), "entrepot", lambda: _puller(place, scene))
+        await figures.take(scene, ("warm, from S3", clients), "entrepot", lambda: _pull(place.host, scene))
         figures.peaks["entrepot, from S3"].append(place.peak)
     encoded = scene.digest.partition(":")[2]
     await _get_objects(scene, figures, clients, f"{prefix}blobs/sha256/{encoded[:2]}/{encoded}")
@@ -133,9 +144,9 @@ async def _get_objects(scene: Scene, figures: Figures, clients: int, key: str) -
 async def _docker_registry(scene: Scene, figures: Figures, clients: int, folder: Path) -> None:
     prefix = secrets.token_hex(4)
     async with docker_registry(scene.upstream, folder, storage=_driver(scene, prefix)) as place:
-        await figures.take(scene, ("cold", clients), "docker-registry", lambda: _puller(place, scene))
+        await figures.take(scene, ("cold", clients), "docker-registry", lambda: _pull(place.host, scene))
         if await _is_stored(scene, prefix):
-            await figures.take(scene, ("warm, from S3", clients), "docker-registry", lambda: _puller(place, scene))
+            await figures.take(scene, ("warm, from S3", clients), "docker-registry", lambda: _pull(place.host, scene))
         figures.peaks["docker-registry"].append(place.peak)
 
 
@@ -151,7 +162,7 @@ async def _is_stored(scene: Scene, prefix: str) -> bool:
 
 
 async def _direct(scene: Scene, figures: Figures, clients: int, _folder: Path) -> None:
-    await figures.take(scene, ("cold", clients), "direct", lambda: pull(scene.upstream, scene.digest, SIZE))
+    await figures.take(scene, ("cold", clients), "direct", lambda: _pull(scene.upstream, scene))
 
 
 def _tables(figures: Figures) -> list[Table]:

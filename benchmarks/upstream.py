@@ -9,7 +9,6 @@ import json
 import mmap
 import re
 import sys
-import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -81,24 +80,6 @@ async def own(image: Image, log: Path, rate: float | None = None) -> AsyncIterat
     command = [sys.executable, "-m", "benchmarks.upstream", str(image.root), str(port), str(log)]
     async with process([*command, *([] if rate is None else [str(rate)])], port) as place:
         yield place
-
-
-async def pull(host: str, digest: str, size: int) -> tuple[float, float]:
-    """GET the blob and count it. Returns seconds to the first byte of the body, and to the last."""
-    name, _, port = host.partition(":")
-    began = time.perf_counter()
-    reader, writer = await asyncio.open_connection(name, int(port), limit=READ)
-    request = f"GET /v2/library/bench/blobs/{digest} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
-    writer.write(request.encode())
-    head = await reader.readuntil(b"\r\n\r\n")
-    left, first = size, 0.0
-    while left and (data := await reader.read(READ)):
-        first = first or time.perf_counter() - began
-        left -= len(data)
-    writer.close()
-    if left or b" 200 " not in head.split(b"\r\n")[0]:
-        raise RuntimeError(f"{host} did not send the blob: {head[:80]!r}")
-    return first, time.perf_counter() - began
 
 
 async def main(root: Path, port: int, log: Path, rate: float | None) -> None:
