@@ -27,7 +27,12 @@ OUT = WORK / "bench"
     help="Only cases whose name has this in it; may be given several times.",
 )
 @click.option("--repeats", default=3, show_default=True, type=click.IntRange(min=1), help="How often each is measured.")
-@click.option("--full", "is_full", is_flag=True, help="Also what takes long: 1 GiB for many clients and over TLS.")
+@click.option(
+    "--full",
+    "is_full",
+    is_flag=True,
+    help="Also what takes long: 1 GiB for many clients and over TLS, and other caches over a WAN.",
+)
 @click.option(
     "--out",
     default=OUT,

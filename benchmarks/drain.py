@@ -239,7 +239,7 @@ def _loaded(what: dict[str, object]) -> Load:
         for key, value in what.items()
         if isinstance(value, list)
     }
-    return Load(**{**what, **lists})  # type: ignore[arg-type]
+    return Load(**{**what, **lists})  # type: ignore[arg-type]  # what `asdict` made of one
 
 
 def _say(line: str) -> None:

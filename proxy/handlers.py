@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from aiohttp import web
 from pydantic import SecretStr
 
-from proxy import files
+from proxy import files, repeats
 from proxy.accesslog import AccessLog, Record
 from proxy.blobs import Blobs
 from proxy.encore import LARGEST, Encore
@@ -23,7 +23,6 @@ from proxy.oci.errors import OciError, Problem
 from proxy.oci.reference import Reference, Repository
 from proxy.recorder import Recorder
 from proxy.redirects import Client, Redirects
-from proxy.repeats import offer
 from proxy.respond import Broken, Print, Responder
 from proxy.routing import Route, Routes, resolve
 from proxy.telemetry import Logger, Metrics, Outcome
@@ -171,7 +170,7 @@ class Handlers:
         response = await responder.manifest(served)
         if not anew and as_of is None and served.outcome is Outcome.HIT and len(served.manifest.body) <= LARGEST:
             record.status, record.sent = responder.status, responder.sent
-            offer(request, lambda: self._encore(request, response, record, (route.repository, wanted), served))
+            repeats.offer(request, lambda: self._encore(request, response, record, (route.repository, wanted), served))
         return response
 
     def _encore(

@@ -205,7 +205,7 @@ class Responder:
 class _Whole(web.StreamResponse):
     """A response whose head goes out with its body, in one write."""
 
-    _send_headers_immediately = False
+    _send_headers_immediately = False  # aiohttp's; one that does not look at it sends the head by itself
 
 
 def _blob_headers(digest: Digest) -> dict[str, str]:
