@@ -31,7 +31,7 @@ OUT = WORK / "bench"
     "--full",
     "is_full",
     is_flag=True,
-    help="Also what takes long: 1 GiB for many clients and over TLS, and other caches over a WAN.",
+    help="Also what takes long: 1 GiB for many clients and over TLS, other caches over a WAN.",
 )
 @click.option(
     "--out",

@@ -66,9 +66,12 @@ def short(value: float) -> str:
     return f"{value:.{2 if abs(value) >= 1 else 3}f}" if abs(value) < 10 else f"{value:.1f}"
 
 
-def near(value: float) -> str:
-    """With a digit more where it is near to a bound: that 1.003 misses what may not be above 1.00 has to be seen."""
-    return f"{value:.3f}" if value < 10 else short(value)
+def near(value: float, bound: float) -> str:
+    """With as many digits as tell it from a bound: that 1.003 misses what may not be above 1.00 has to be seen."""
+    digits = 3 if value < 10 else 1 if value < 100 else 0
+    while value != bound and round(value, digits) == bound:
+        digits += 1
+    return f"{value:,.{digits}f}"
 
 
 def reach(verdicts: Iterable[Verdict]) -> Iterator[Row]:
@@ -80,7 +83,7 @@ def reach(verdicts: Iterable[Verdict]) -> Iterator[Row]:
         against = "-" if goal.reference is None else f"{goal.reference}{other}"
         own = goal.contender if goal.contender != "entrepot" else ""
         measure = f"{goal.measure}{f' ({own})' if own else ''}"
-        reached = "-" if verdict.value is None else near(verdict.value)
+        reached = "-" if verdict.value is None else near(verdict.value, goal.value)
         wanted = f"{goal.bound} {short(goal.value)}"
         yield [goal.case, measure, against, wanted, reached, MET[verdict.is_met]]
 

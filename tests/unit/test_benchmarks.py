@@ -7,7 +7,7 @@ from benchmarks.drain import Ask, Drained, Load, WrongAnswerError, asks
 from benchmarks.load import Rate, parse_wrk
 from benchmarks.reach import Bound, Goal, judge
 from benchmarks.report import Figure, Report, Sample
-from benchmarks.tables import cell, short
+from benchmarks.tables import cell, near, short
 
 CASE = "warm blob, 8 clients"
 SAID = """Running 1s test @ http://127.0.0.1:5000/v2/library/bench/manifests/latest
@@ -91,6 +91,14 @@ def test_a_cell_says_the_median_the_spread_and_how_many_times_the_reference() ->
 )
 def test_numbers_have_the_digits_that_mean_something(value: float, text: str) -> None:
     assert short(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "bound", "text"),
+    [(1.0034, 1.0, "1.003"), (0.9996, 1.0, "0.9996"), (1.0, 1.0, "1.000"), (19.98, 20, "19.98"), (1000, 1000, "1,000")],
+)
+def test_what_is_near_to_its_bound_has_the_digits_that_tell_them_apart(value: float, bound: float, text: str) -> None:
+    assert near(value, bound) == text
 
 
 def test_wrk_is_understood_in_all_its_units() -> None:
