@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 
 from aiohttp import web
 from pydantic import SecretStr
@@ -170,7 +171,8 @@ class Handlers:
         response = await responder.manifest(served)
         if not anew and as_of is None and served.outcome is Outcome.HIT and len(served.manifest.body) <= LARGEST:
             record.status, record.sent = responder.status, responder.sent
-            repeats.offer(request, lambda: self._encore(request, response, record, (route.repository, wanted), served))
+            again = partial(self._encore, request, response, record, (route.repository, wanted), served)
+            repeats.offer(request, response, again)
         return response
 
     def _encore(

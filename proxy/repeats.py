@@ -110,9 +110,9 @@ class Server(web.Server):
         return Connection(self._repeats, self, loop=self._loop, **self._kwargs)
 
 
-def offer(request: web.BaseRequest, make: Callable[[], Again]) -> None:
-    """Have a request answered like this when it comes again."""
-    if isinstance(request.protocol, Connection):
+def offer(request: web.BaseRequest, response: web.StreamResponse, make: Callable[[], Again]) -> None:
+    """Have a request answered like this when it comes again, unless its connection ends with the answer."""
+    if response.keep_alive and isinstance(request.protocol, Connection):
         request.protocol.offer(make)
 
 

@@ -9,7 +9,7 @@ import pytest
 from proxy import encore, repeats
 from proxy.handlers import Handlers
 
-from .harness import Proxy, running, toml, until
+from .harness import DEADLINE, Proxy, running, toml, until
 from .raw_client import RawAnswer, RawClient, connect
 from .test_manifests import Clock
 from .upstream import FakeRegistry
@@ -169,6 +169,19 @@ async def test_what_takes_more_than_memory_is_asked_each_time(
         for _ in range(2):
             await thrice(client, "GET", TAG, headers)
     assert len(parsed) == 6
+
+
+@pytest.mark.parametrize("words", ["HTTP/1.1\r\nConnection: close", "HTTP/1.0"])
+async def test_a_connection_that_ends_with_its_answer_ends_each_time(
+    upstream: FakeRegistry, proxy: Proxy, parsed: list[str], words: str
+) -> None:
+    image = upstream.add_image(REPO, "v1")
+    await proxy.get(TAG)
+    for _ in range(3):
+        async with connect(proxy.host) as client, asyncio.timeout(DEADLINE):
+            client.writer.write(f"GET {TAG} {words}\r\nHost: fake\r\n\r\n".encode())
+            assert (await client.reader.read(-1)).endswith(image.body)
+    assert len(parsed) == 4
 
 
 async def test_a_manifest_too_large_to_be_sent_without_waiting_is_sent_the_ordinary_way(
