@@ -31,7 +31,7 @@ class Growth:
         await self.pour(deque([data]), lambda: None)
 
     async def pour(self, pieces: deque[memoryview], told: Callable[[], None]) -> None:
-        """As append(), all pieces, and those that are put there meanwhile; `told` after each, in a thread."""
+        """As append(), pieces, and those that are put there meanwhile, for a while; `told` after each, in a thread."""
 
         def wrote(done: int) -> None:
             self.done = done

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
@@ -16,6 +17,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 PIECE = 1024 * 1024  # bytes hashed or copied at a time off the loop
+TURN = 0.02  # seconds for which pour() keeps a thread that others may be waiting for
 COMMITTED = 0o400  # the mode of a file that is verified, on disk, and never written again
 GROWING = 0o600
 _DIGITS = 20  # of a number in a file: always as many, so that a shorter one leaves nothing of a longer one
@@ -132,13 +134,16 @@ async def pour(
 ) -> None:
     """Write `pieces` from `offset` on, and those that are put there meanwhile, and hash what was written.
 
-    Both release the interpreter's lock, so they share a hop, one as long as there are any. `wrote` is told in the
-    thread where what is written and hashed ends, after each. Raises OSError; the hash still is of what is in the file.
+    Both release the interpreter's lock, so they share a hop, one as long as there are any. After a while it leaves
+    them, for a disk that is slower than upstream would never see the end of them, and the files of all others would
+    wait. `wrote` is told in the thread where what is written and hashed ends, after each. Raises OSError; the hash still
+    is of what is in the file.
     """
     await hop(_pour, handle.fd, offset, hasher, pieces, wrote)
 
 
 def _pour(fd: int, offset: int, hasher: Hasher, pieces: deque[memoryview], wrote: Callable[[int], None]) -> None:
+    until = time.monotonic() + TURN
     while pieces:
         data = pieces.popleft()
         while data:
@@ -146,6 +151,8 @@ def _pour(fd: int, offset: int, hasher: Hasher, pieces: deque[memoryview], wrote
             hasher.update(data[:written])
             offset, data = offset + written, data[written:]
             wrote(offset)
+        if time.monotonic() >= until:
+            return
 
 
 async def sync(handle: Handle) -> None:

@@ -5,13 +5,15 @@ import errno
 import hashlib
 import os
 import threading
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from proxy import tee
-from proxy.files import Handle
+from proxy import files, tee
+from proxy.files import Handle, calls
 from proxy.tee import Growth, Tee
 
 PIECES = [bytes([number]) * (number * 40_000) for number in range(1, 12)]
@@ -100,3 +102,27 @@ async def test_a_defect_in_writing_is_not_passed_over(writer: Handle) -> None:
     await one.put(memoryview(b"some"))
     with pytest.raises(ValueError, match="a defect"):
         await one.flush()
+
+
+async def test_a_blob_that_comes_faster_than_the_disk_takes_it_keeps_no_thread_from_others(
+    writer: Handle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls, "TURN", 0.0005)
+    with ThreadPoolExecutor(1) as threads:
+        asyncio.get_running_loop().set_default_executor(threads)
+        waiting = deque([memoryview(b"some")])
+        growth, other = Growth(writer, hashlib.sha256()), threading.Event()
+
+        def more() -> None:
+            if growth.done < 10_000_000:
+                waiting.append(memoryview(b"more"))
+
+        async def write() -> None:
+            while waiting and not other.is_set():
+                await growth.pour(waiting, more)
+
+        writing = asyncio.create_task(write())
+        await asyncio.sleep(0)
+        await files.hop(other.set)
+        await writing
+    assert waiting
