@@ -191,21 +191,28 @@ class _Sender:
             elif not transfer.is_in_memory():
                 transfer.is_read = True
                 self._readers.submit(self._read, transfer)
-            elif transfer.advance(self.busy - 1):
-                self._end(transfer, None)
             else:
-                self._ready.append(transfer)
-        except BlockingIOError:
-            self._wait(transfer)
+                self._advance(transfer)
         except Exception as error:  # it is raised where the transfer is waited for
             self._end(transfer, _explained(error))
+
+    def _advance(self, transfer: _Transfer) -> None:
+        try:
+            is_over = transfer.advance(self.busy - 1)
+        except BlockingIOError:
+            self._wait(transfer)
+            return
+        if is_over:
+            self._end(transfer, None)
+        else:
+            self._ready.append(transfer)
 
     def _wait(self, transfer: _Transfer) -> None:
         """For the client: edge-triggered, since it is sent to until it takes no more each time."""
         transfer.is_waiting = True
         if transfer.fd not in self._registered:
-            self._registered[transfer.fd] = transfer
             self._epoll.register(transfer.fd, select.EPOLLOUT | select.EPOLLET)
+            self._registered[transfer.fd] = transfer
 
     def _end(self, transfer: _Transfer, error: Exception | None) -> None:
         if self._registered.pop(transfer.fd, None) is not None:
@@ -214,9 +221,11 @@ class _Sender:
 
     def _read(self, transfer: _Transfer) -> None:
         """In another thread."""
-        transfer.read()
-        transfer.is_read = False
-        self.tell(transfer)
+        try:
+            transfer.read()
+        finally:  # else it would be waited for for ever
+            transfer.is_read = False
+            self.tell(transfer)
 
 
 class Senders:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import select
 import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -229,3 +230,25 @@ async def test_only_a_file_without_a_name_takes_a_thread_to_close(
     handle.close()
     await closed.wait()
     assert (where == [threading.current_thread().name]) == is_named
+
+
+async def test_a_client_that_the_kernel_will_not_watch_is_given_up_and_the_others_are_sent_to(
+    clients: Clients, senders: Senders, handle: Handle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, other = clients.one(), clients.one()
+
+    class Refusing:
+        def __init__(self, epoll: select.epoll) -> None:
+            self.poll, self.unregister, self.close = epoll.poll, epoll.unregister, epoll.close
+
+        def register(self, *_: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (sender,) = senders._senders
+    monkeypatch.setattr(sender, "_epoll", Refusing(sender._epoll))
+    await senders.send(other.outlet, Extent(handle, 0, 10), PATIENCE)  # its thread has left the other one
+    async with asyncio.timeout(PATIENCE):
+        with pytest.raises(OSError, match="No space left"):
+            await senders.send(client.outlet, Extent(handle, 0, len(BODY)), PATIENCE)
+        await senders.send(other.outlet, Extent(handle, 10, 10), PATIENCE)
+    assert await other.take(20) == BODY[:20]
