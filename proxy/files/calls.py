@@ -136,8 +136,8 @@ async def pour(
 
     Both release the interpreter's lock, so they share a hop, one as long as there are any. After a while it leaves
     them, for a disk that is slower than upstream would never see the end of them, and the files of all others would
-    wait. `wrote` is told in the thread where what is written and hashed ends, after each. Raises OSError; the hash still
-    is of what is in the file.
+    wait. `wrote` is told in the thread where what is written and hashed ends, after each. Raises OSError; the hash is
+    still of what is in the file.
     """
     await hop(_pour, handle.fd, offset, hasher, pieces, wrote)
 
