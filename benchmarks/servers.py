@@ -13,6 +13,7 @@ from pathlib import Path
 
 from benchmarks import usage
 
+END = 2.0  # seconds that it may take to end
 START = 20.0  # seconds that a server may take until it listens
 MORE = "/usr/sbin:/sbin:/usr/local/sbin"  # where Debian puts servers, which is not on everyone's PATH
 
@@ -65,12 +66,25 @@ async def _listens(one: asyncio.subprocess.Process, port: int, name: str) -> Non
 
 
 async def _end(one: asyncio.subprocess.Process) -> None:
-    """At once, whoever starts others first: nothing in it is worth keeping."""
+    """It may take away what is its own (Entrepot's workers count in files that are in memory), but not its time."""
     if one.returncode is None:
-        for pid in usage.tree(one.pid):
+        started = usage.tree(one.pid)
+        with contextlib.suppress(TimeoutError, ProcessLookupError):
+            try:
+                one.terminate()
+                async with asyncio.timeout(END):
+                    await one.wait()
+            finally:
+                _kill(one, started)
+    await one.wait()
+
+
+def _kill(one: asyncio.subprocess.Process, started: Sequence[int]) -> None:
+    """With all that it has started, unless it has ended."""
+    if one.returncode is None:
+        for pid in started:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-    await one.wait()
 
 
 async def _answers(port: int) -> bool:

@@ -1,6 +1,8 @@
 """A run of the benchmarks: what fails costs nobody else anything, and what was measured is kept."""
 
 import asyncio
+import signal
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -16,7 +18,20 @@ from benchmarks.load import middle
 from benchmarks.report import Sample
 from benchmarks.results import Results
 from benchmarks.run import run
+from benchmarks.servers import _end
 
+SERVER = """
+import os, signal, sys
+own, does = sys.argv[1:]
+def told(*_):
+    if does == "ends":
+        os.unlink(own)
+        sys.exit()
+signal.signal(signal.SIGTERM, told)
+print("ready", flush=True)
+while True:
+    signal.pause()
+"""
 GOOD, BAD = Contender("good", contenders.direct), Contender("bad", contenders.direct)
 
 
@@ -107,3 +122,20 @@ def test_a_client_that_gets_nothing_whole_is_no_figure() -> None:
     assert middle(Drained(totals=(3.0, 1.0, 2.0))) == 2.0
     with pytest.raises(WrongAnswerError, match="whole within"):
         middle(Drained(seconds=2.0))
+
+
+@pytest.mark.parametrize("does", ["ends", "goes on"])
+async def test_a_server_that_is_told_to_end_may_tidy_up_and_is_ended_if_it_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, does: str
+) -> None:
+    monkeypatch.setattr("benchmarks.servers.END", 10 if does == "ends" else 0.05)
+    own = tmp_path / "its own"
+    own.touch()
+    server = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", SERVER, str(own), does, stdout=asyncio.subprocess.PIPE
+    )
+    assert server.stdout is not None
+    assert await server.stdout.readline() == b"ready\n"
+    await _end(server)
+    assert own.exists() == (does == "goes on")
+    assert server.returncode == (0 if does == "ends" else -signal.SIGKILL)
