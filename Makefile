@@ -69,10 +69,9 @@ lock: $(VENV)/.dev ## resolve the dependencies anew into the three locks
 # With BENCH="--case herd --repeats 5" only the first of these runs, with these options; --help says which there are.
 BENCH ?=
 bench: $(VENV)/.bench ## the benchmarks, beside the peers that are installed (Debian: nginx varnish wrk docker-registry containerd)
-	$(BIN)/python -m benchmarks $(BENCH)
-	$(if $(BENCH),,$(BIN)/python -m benchmarks.s3)
-	$(if $(BENCH),,$(BIN)/python -m benchmarks.wan)
-	$(if $(BENCH),,$(BIN)/python -m benchmarks.full)
+	@$(BIN)/python -m benchmarks $(BENCH) || failed=1; \
+	$(if $(BENCH),,for one in s3 wan full; do $(BIN)/python -m benchmarks.$$one || failed=1; done;) \
+	exit $${failed:-0}
 
 image: ## the container image, by Docker (BASE=image to use another base than python:3.12-slim)
 	docker build --tag entrepot $(if $(BASE),--build-arg BASE=$(BASE)) .
