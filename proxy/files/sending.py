@@ -114,7 +114,7 @@ class _Transfer:
 
         Raises BlockingIOError where the client takes no more, OSError.
         """
-        if self._offset == self._extent.offset:
+        if not others and self._offset == self._extent.offset:
             self._outlet.hold_back(holds=True)
         most = SHORTEST if self._read_until or others >= FEW else LONGEST
         stop = min(self._extent.end, self._offset + most)
