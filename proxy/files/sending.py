@@ -91,8 +91,8 @@ class _Transfer:
 
     def is_in_memory(self) -> bool:
         """Whether what comes next can be sent without waiting for the disk, as far as its first byte tells."""
-        if self._offset < self._read_until:
-            return True
+        if self._read_until:  # some of it was not: of what follows the system has read a little ahead, and no more
+            return self._offset < self._read_until
         try:
             os.preadv(self._extent.handle.fd, [bytearray(1)], self._offset, os.RWF_NOWAIT)
         except BlockingIOError:
@@ -116,8 +116,8 @@ class _Transfer:
         """
         if not others and self._offset == self._extent.offset:
             self._outlet.hold_back(holds=True)
-        most = SHORTEST if self._read_until or others >= FEW else LONGEST
-        stop = min(self._extent.end, self._offset + most)
+        most = SHORTEST if others >= FEW else LONGEST
+        stop = min(self._read_until or self._extent.end, self._offset + most)
         sent = os.sendfile(self.fd, self._extent.handle.fd, self._offset, stop - self._offset)
         if not sent:
             raise too_short()

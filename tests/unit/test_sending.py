@@ -252,3 +252,33 @@ async def test_a_client_that_the_kernel_will_not_watch_is_given_up_and_the_other
             await senders.send(client.outlet, Extent(handle, 0, len(BODY)), PATIENCE)
         await senders.send(other.outlet, Extent(handle, 10, 10), PATIENCE)
     assert await other.take(20) == BODY[:20]
+
+
+async def test_of_a_file_that_is_not_in_memory_only_what_was_read_is_sent(
+    clients: Clients, senders: Senders, handle: Handle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, looks, read, beyond = clients.one(), 0, 0, list[int]()
+    pread, sendfile = os.pread, os.sendfile
+
+    def once_cold(_fd: int, buffers: list[bytearray], _offset: int, _flags: int) -> int:
+        nonlocal looks
+        looks += 1
+        if looks == 1:
+            raise BlockingIOError
+        return len(buffers[0])  # what comes next has been read ahead, and what is behind it has not
+
+    def reading(fd: int, count: int, offset: int) -> bytes:
+        nonlocal read
+        read = max(read, offset + count)
+        return pread(fd, count, offset)
+
+    def sending(out: int, fd: int, offset: int, count: int) -> int:
+        beyond.append(max(0, offset + count - read))
+        return sendfile(out, fd, offset, count)
+
+    for name, call in (("preadv", once_cold), ("pread", reading), ("sendfile", sending)):
+        monkeypatch.setattr(os, name, call)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(senders.send(client.outlet, Extent(handle, 0, len(BODY)), PATIENCE))
+        assert await client.take(len(BODY)) == BODY
+    assert set(beyond) == {0}
