@@ -6,8 +6,8 @@ import logging
 import re
 import secrets
 import sys
+import time
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
 
 import structlog
@@ -103,6 +103,15 @@ class Lines:
         bound: Any = log.bind()
         self._write: Callable[[str], None] = bound._logger.msg  # noqa: SLF001  named in structlog's reference
         self._waiting: list[str] = []
+        self._second, self._stamp = 0, ""  # of the last line
+
+    def stamp(self) -> str:
+        """The time of now, as it stands in every record."""
+        now = time.time()
+        second = int(now)
+        if second != self._second:
+            self._second, self._stamp = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        return f"{self._stamp}.{int((now - second) * 1e6):06d}Z"
 
     def add(self, line: str) -> None:
         """Write a line soon."""
@@ -139,7 +148,7 @@ class Template:
         parts = self._parts.copy()
         for place, value in zip(self._places, values, strict=False):
             parts[place] = value
-        parts[self._places[-1]] = datetime.now(UTC).isoformat().removesuffix("+00:00") + "Z"
+        parts[self._places[-1]] = self._lines.stamp()
         self._lines.add("".join(parts))
 
 

@@ -4,12 +4,16 @@ import asyncio
 import io
 import json
 import logging
+import time
+from datetime import datetime
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 
+from proxy import telemetry
 from proxy.telemetry import Format, Lines, Logger, Metrics, Outcome, Template, make_logger, quiet, set_up_logging
 
 HOSTILE = 'a\x1b[31m\r\n{"event": "forged"}\x00\x07\u2028\u202e"\udcff\\'
@@ -157,3 +161,19 @@ def parsed(line: str, style: Format) -> object:
 @pytest.mark.parametrize("log", [quiet(), make_logger("json", "warning", io.StringIO())])
 def test_a_template_of_what_is_not_logged_writes_nothing(log: Logger) -> None:
     Template(Lines(log), "request", {}, {"client": str}).write("::1")
+
+
+async def test_the_time_in_a_template_is_that_of_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    template = Template(Lines(make_logger("json", "info", stream)), "request", {}, {"client": str})
+    times = [1_800_000_000.25, 1_800_000_000.999999, 1_800_000_001.0, 1_799_999_999.5]
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            telemetry, "time", SimpleNamespace(time=iter(times).__next__, gmtime=time.gmtime, strftime=time.strftime)
+        )
+        for _ in times:
+            template.write("::1")
+    await asyncio.sleep(0)
+    stamps = [json.loads(line)["timestamp"] for line in stream.getvalue().splitlines()]
+    assert {len(stamp) for stamp in stamps} == {len("2027-01-15T08:00:00.250000Z")}
+    assert [datetime.fromisoformat(stamp).timestamp() for stamp in stamps] == pytest.approx(times, abs=2e-6)
