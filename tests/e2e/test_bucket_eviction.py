@@ -22,7 +22,7 @@ from tests.buckets import TestBucket
 
 from .harness import Proxy
 from .test_inventory import entrepot
-from .test_s3 import LAYER, REPO, cached, configured, key_of, pull, uploaded
+from .test_s3 import LAYER, REPO, cached, configured, key_of, pending, pull, uploaded
 from .upstream import FakeRegistry, Image, digest_of
 
 pytestmark = pytest.mark.slow
@@ -257,6 +257,8 @@ async def test_a_writer_whose_upload_is_evicted_in_the_same_moment_is_served_fro
             nonlocal wrote
             if "blobs/" in key:
                 assert (await other.get(f"/v2/{REPO}/blobs/{digest}")).body == LAYER
+                while await hop(pending, other.store):  # noqa: ASYNC110  until it has found it there, and looks no more
+                    await asyncio.sleep(0.005)
                 await hop(bucket.__setitem__, f"cache/{key}", LAYER)
                 wrote = True
             await real(self, key)
