@@ -25,8 +25,8 @@ class Encore:
 
     @property
     def size(self) -> int:
-        """Bytes of the answer."""
-        return len(self.print.before) + len(self.print.after)
+        """Bytes that it takes to keep this: the manifest stays for it as well, whether it is sent or (HEAD) not."""
+        return len(self.print.before) + len(self.print.after) + len(self.served.manifest.body)
 
     def __call__(self, client: str) -> bytes | None:
         """The answer; None where it would be another one, or somebody wants to know of each."""

@@ -13,7 +13,7 @@ from aiohttp import web
 from cachetools import LRUCache
 
 LONGEST_HEAD = 2048  # bytes
-MEMORY = 16 * 1024 * 1024  # bytes of heads and answers, of one process
+MEMORY = 16 * 1024 * 1024  # bytes of heads, answers and what they are made of, of one process
 OVERHEAD = 4096  # bytes of the head, and of the objects around the answer
 SEEN = 16384  # heads that are known to have come once
 INTERNALS = ("_close", "_force_close", "_keepalive_timeout", "_next_keepalive_close_time", "_paused")  # of aiohttp's
@@ -25,7 +25,7 @@ class Again(Protocol):
 
     @property
     def size(self) -> int:
-        """Bytes of the answer."""
+        """Bytes that it takes to keep it."""
 
     def __call__(self, client: str) -> bytes | None:
         """All of the answer to a client at this address; None where it takes more than memory to find one."""

@@ -206,21 +206,31 @@ async def test_with_an_aiohttp_that_is_made_otherwise_every_request_goes_the_ord
     assert len(parsed) == 6
 
 
+async def test_a_manifest_that_is_kept_for_its_headers_alone_counts_for_all_that_it_takes(
+    upstream: FakeRegistry, proxy: Proxy
+) -> None:
+    image = upstream.add_image(REPO, "v1", annotations={"filler": "x" * 50_000})
+    async with connect(proxy.host) as client:
+        await client.ask("GET", TAG)
+        await thrice(client, "HEAD", TAG)
+        assert connection(proxy)._repeats._known.currsize > len(image.body)
+
+
 class TestAPlainConnection:
     """Only where bytes are sure to be the beginning of a request may they be taken for one."""
 
-    async def known(self, proxy: Proxy, client: RawClient) -> bytes:
-        """The bytes of a request that is answered again."""
+    async def known(self, proxy: Proxy, client: RawClient) -> tuple[bytes, repeats.Connection]:
+        """The bytes of a request that is answered again, and the server's end of the connection."""
         for _ in range(3):
             await client.ask("GET", TAG)
-        return f"GET {TAG} HTTP/1.1\r\nHost: fake\r\n\r\n".encode()
+        return f"GET {TAG} HTTP/1.1\r\nHost: fake\r\n\r\n".encode(), connection(proxy)
 
     async def test_the_body_of_a_request_is_not_a_request(
         self, upstream: FakeRegistry, proxy: Proxy, parsed: list[str]
     ) -> None:
         upstream.add_image(REPO, "v1")
         async with connect(proxy.host) as client:
-            head = await self.known(proxy, client)
+            head, _ = await self.known(proxy, client)
             parsed.clear()
             await client.send("POST", "/v2/x/blobs/uploads/", {"Content-Length": str(len(head))})
             await until(lambda: len(parsed) == 1)
@@ -234,8 +244,7 @@ class TestAPlainConnection:
     ) -> None:
         upstream.add_image(REPO, "v1")
         async with connect(proxy.host) as client:
-            head = await self.known(proxy, client)
-            server = connection(proxy)
+            head, server = await self.known(proxy, client)
             parsed.clear()
             client.writer.write(b"GET /v2/ HTTP/1.1\r\nX-Smuggled: ")
             await until(lambda: not server._is_plain)
@@ -248,8 +257,7 @@ class TestAPlainConnection:
     ) -> None:
         image = upstream.add_image(REPO, "v1")
         async with connect(proxy.host) as client:
-            head = await self.known(proxy, client)
-            server = connection(proxy)
+            head, server = await self.known(proxy, client)
             other = upstream.add_image(REPO, "v2", [b"another"])
             gate = upstream.on("GET", manifest="v2").hang()
             await client.send("GET", f"/v2/{REPO}/manifests/v2")
@@ -266,8 +274,7 @@ class TestAPlainConnection:
     ) -> None:
         image = upstream.add_image(REPO, "v1", annotations={"filler": "x" * 50_000})
         async with connect(proxy.host) as client:
-            head = await self.known(proxy, client)
-            server = connection(proxy)
+            head, server = await self.known(proxy, client)
             for _ in range(200):
                 client.writer.write(head)
                 await asyncio.sleep(0)
@@ -281,8 +288,7 @@ class TestAPlainConnection:
     ) -> None:
         upstream.add_image(REPO, "v1")
         async with connect(proxy.host) as client:
-            await self.known(proxy, client)
-            server = connection(proxy)
+            _, server = await self.known(proxy, client)
             server._next_keepalive_close_time = 0.0
             assert (await client.ask("GET", TAG)).status == 200
             assert server._next_keepalive_close_time > 0
@@ -293,8 +299,7 @@ class TestAPlainConnection:
     ) -> None:
         upstream.add_image(REPO, "v1")
         async with connect(proxy.host) as client:
-            head = await self.known(proxy, client)
-            server = connection(proxy)
+            head, server = await self.known(proxy, client)
             server.close()
             assert not server._answer_again(head)
 
