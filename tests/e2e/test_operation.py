@@ -624,6 +624,15 @@ def few_descriptors() -> Iterator[int]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+def blobs_open(pid: int) -> list[str]:
+    """What a process has open of blobs, stored or on their way in."""
+    links = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            links.append(os.readlink(entry))
+    return [link for link in links if "/spool/" in link or "/blobs/" in link]
+
+
 class TestDescriptors:
     """As many as the system gives; without one left the answer is 503, never 404."""
 
@@ -648,6 +657,7 @@ class TestDescriptors:
             headers = {"Host": process.host}
             assert (await client.ask("GET", target, headers)).status == 200
             pid = process.process.pid
+            await until(lambda: not blobs_open(pid), "the blob is published, and its file closed")
             _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
             resource.prlimit(pid, resource.RLIMIT_NOFILE, (lowest_free(pid), hard))
             answer = await client.ask("GET", target, headers)
