@@ -55,16 +55,22 @@ async def faulty(bucket: TestBucket) -> AsyncIterator[FaultyBucket]:
 
 @pytest.fixture
 def hurried_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All that waits for a bucket, scaled down, and parts of uploads; botocore's descriptions of S3 are read once."""
+    """Tries at a bucket that follow at once, and parts of uploads scaled down; botocore reads its descriptions once."""
     for module, name, value in (
-        (s3, "STALL", 0.6), (s3_clients, "CONNECT", 0.3), (s3, "PART", 100_000), (durable, "PATIENCE", 0.6),
-        (durable, "FIRST_REST", 0.01), (durable, "LONGEST_REST", 0.05), (uploads, "FIRST_WAIT", 0.01),
-        (uploads, "LONGEST_WAIT", 0.05), (moto.s3.models, "S3_UPLOAD_PART_MIN_SIZE", 1),
+        (s3, "PART", 100_000), (durable, "FIRST_REST", 0.01), (durable, "LONGEST_REST", 0.05),
+        (uploads, "FIRST_WAIT", 0.01), (uploads, "LONGEST_WAIT", 0.05), (moto.s3.models, "S3_UPLOAD_PART_MIN_SIZE", 1),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, value)
     monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda _self, _context: 0.0)
     loader = create_loader()
     monkeypatch.setattr(s3_clients, "create_loader", lambda: loader)
+
+
+@pytest.fixture
+def impatient_bucket(hurried_bucket: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bucket that is silent is given up soon: on a busy machine also one that is not, so only where that is borne."""
+    for module, name, value in ((s3, "STALL", 0.6), (s3_clients, "CONNECT", 0.3), (durable, "PATIENCE", 0.6)):
+        monkeypatch.setattr(module, name, value)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

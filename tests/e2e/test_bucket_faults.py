@@ -143,7 +143,7 @@ def _is_up(proxy: Proxy) -> float | None:
 
 
 @pytest.mark.timeout(60 if CHOSEN == "2" else 3600)
-@pytest.mark.usefixtures("hurried_bucket")
+@pytest.mark.usefixtures("impatient_bucket")
 @pytest.mark.parametrize("shard", range(SHARDS))
 @pytest.mark.parametrize("name", ["cold", "warm"])
 async def test_whatever_request_to_the_bucket_goes_wrong_pulls_are_right_and_it_gets_everything_in_the_end(

@@ -191,6 +191,7 @@ async def test_an_upload_that_nobody_reads_is_given_up(
     bucket: TestBucket, faulty: FaultyBucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(s3, "SLOWEST", 2**26)
+    monkeypatch.setattr(s3, "STALL", 0.6)
     where = {"bucket": bucket.name, "endpoint_url": faulty.url, "region": REGION}
     async with s3.Bucket(S3.model_validate(where)) as one:
         faulty.is_deaf = True
@@ -210,6 +211,7 @@ async def test_where_the_bucket_only_drips_upstream_goes_on_and_the_next_blob_do
     monkeypatch.setattr(durable, "FIRST_REST", 60.0)
     monkeypatch.setattr(durable, "LONGEST_REST", 60.0)
     monkeypatch.setattr(blob_stream, "LOW_SPEED", 10_000)
+    monkeypatch.setattr(s3, "STALL", 3.0)
     faulty.fail_all(Fault(Dripped(1, Steps(every=0.02)), is_done=True), blobs)
     async with cached(configured(upstream.url, bucket, url=faulty.url), tmp_path / "other") as proxy:
         await _whole(proxy, image.layer_digests[0])
