@@ -46,7 +46,7 @@ async def hop_to(threads: Executor | None, call: Callable[[], T]) -> T:
 async def outlast(*work: "asyncio.Future[Any]") -> None:
     """Wait until all of it is done, however often one is cancelled meanwhile: aiohttp cancels twice where it ends.
 
-    Raises CancelledError then; what the work raises is for whoever asks it.
+    Raises CancelledError then, and what the work raised is for nobody any more; else it is for whoever asks it.
     """
     cancelled: asyncio.CancelledError | None = None
     while waiting := {one for one in work if not one.done()}:
@@ -55,6 +55,9 @@ async def outlast(*work: "asyncio.Future[Any]") -> None:
         except asyncio.CancelledError as error:
             cancelled = error
     if cancelled is not None:
+        for one in work:
+            if not one.cancelled():
+                one.exception()  # is known: else it would be logged as nobody's
         raise cancelled
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import gc
 import os
 import threading
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from proxy.reading import ComingBlob
 from proxy.spool import End
 from proxy.telemetry import Outcome
 
-from .harness import Proxy, running, toml, until
+from .harness import DEADLINE, Proxy, running, toml, until
 from .raw_client import ask
 from .upstream import FakeRegistry
 
@@ -104,6 +105,23 @@ async def test_what_was_given_out_is_published_though_the_server_ends(
     assert (proxy.blobs(), proxy.spools()) == ([digest], [])
     async with running(toml(upstream.url), store) as proxy:
         assert await proxy.app.means.space.refresh() == len(DATA)
+
+
+async def test_a_disk_that_fails_as_the_server_ends_leaves_nothing_that_is_complained_of(
+    upstream: FakeRegistry, store: Path, disk: Disk
+) -> None:
+    complaints, digest = list[object](), upstream.add_blob(REPO, DATA)
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+    disk.error = OSError(errno.EIO, os.strerror(errno.EIO))
+    async with running(toml(upstream.url), store) as proxy:
+        assert await pull(proxy, digest) == (DATA, "complete")
+        await asyncio.to_thread(disk.begun.wait, DEADLINE)
+        closing = asyncio.create_task(proxy.app.blobs.aclose())
+        await asyncio.sleep(0)  # the fill is cancelled
+        disk.go_on.set()
+        await closing
+    gc.collect()
+    assert (complaints, proxy.blobs(), proxy.spools()) == ([], [], [])
 
 
 async def test_a_slow_reader_gets_no_end_once_the_disk_has_failed(

@@ -367,6 +367,29 @@ async def test_what_was_opened_for_who_is_cancelled_is_closed_though_the_error_i
     assert kept.value is not None
 
 
+async def test_what_goes_wrong_as_one_is_cancelled_is_not_complained_of() -> None:
+    complaints, broken = list[object](), asyncio.Event()
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+
+    async def breaks() -> None:
+        await broken.wait()
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    async def waits() -> None:
+        await files.outlast(asyncio.create_task(breaks()), asyncio.create_task(broken.wait()))
+
+    waiting = asyncio.create_task(waits())
+    await asyncio.sleep(0)
+    waiting.cancel()
+    broken.set()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    del waiting
+    await asyncio.sleep(0)  # by then asyncio has let go of it as well
+    gc.collect()
+    assert complaints == []
+
+
 # Only what is ours
 
 
