@@ -16,6 +16,7 @@ from benchmarks.run import run
 
 WORK = Path(".work")  # not where others keep what is temporary: that may be in memory
 OUT = WORK / "bench"
+OUT_OF_SOME = WORK / "bench-some"  # not where the results of a whole run are, which took a quarter of an hour
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -35,13 +36,11 @@ OUT = WORK / "bench"
 )
 @click.option(
     "--out",
-    default=OUT,
-    show_default=True,
     type=click.Path(file_okay=False, path_type=Path),
-    help="Where results.json and the plots go.",
+    help=f"Where results.json and the plots go, whatever is there.  [default: {OUT}; with --case {OUT_OF_SOME}]",
 )
 @click.option("--list", "is_listed", is_flag=True, help="Say which cases there are, and end.")
-def main(texts: tuple[str, ...], repeats: int, is_full: bool, out: Path, *, is_listed: bool) -> None:
+def main(texts: tuple[str, ...], repeats: int, is_full: bool, out: Path | None, *, is_listed: bool) -> None:
     """Measure Entrepot beside nginx, docker-registry and Varnish, in one run.
 
     Everything that a case needs is started on this machine and ended with it, in processes of their own; who is not
@@ -64,6 +63,7 @@ def main(texts: tuple[str, ...], repeats: int, is_full: bool, out: Path, *, is_l
         raise click.BadParameter("no case has that in its name; --list says which there are", param_hint="--case")
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a thousand clients need as many, on either side
+    out = out or (OUT_OF_SOME if texts else OUT)
     out.mkdir(parents=True, exist_ok=True)
     WORK.mkdir(exist_ok=True)
     with Progress(console=console, transient=True) as progress:

@@ -1,15 +1,18 @@
 """A run of the benchmarks: what fails costs nobody else anything, and what was measured is kept."""
 
 import asyncio
+import resource
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from rich.progress import Progress
 
 from benchmarks import contenders
+from benchmarks.__main__ import main
 from benchmarks.bench import Bench, Case
 from benchmarks.contenders import Contender
 from benchmarks.docs import section
@@ -116,6 +119,27 @@ async def test_results_are_read_as_they_were_written(bench: Bench, tmp_path: Pat
     done = await ran(bench, case("first", sound("first")), case("second", defective))
     done.write(tmp_path / "results.json")
     assert Results.read(tmp_path / "results.json") == done
+
+
+@pytest.mark.parametrize(
+    ("options", "place"),
+    [
+        ([], ".work/bench"),
+        (["--case", "manifest"], ".work/bench-some"),
+        (["--case", "manifest", "--out", "elsewhere"], "elsewhere"),
+    ],
+)
+def test_what_some_cases_came_to_does_not_take_the_place_of_a_whole_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], place: str
+) -> None:
+    async def nothing(bench: Bench, _cases: object, progress: Progress) -> Results:
+        return await run(bench, [], progress)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("benchmarks.__main__.run", nothing)
+    monkeypatch.setattr(resource, "setrlimit", lambda *_: None)
+    assert CliRunner().invoke(main, options).exit_code == 0
+    assert list(tmp_path.rglob("results.json")) == [tmp_path / place / "results.json"]
 
 
 def test_a_client_that_gets_nothing_whole_is_no_figure() -> None:
