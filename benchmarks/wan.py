@@ -1,4 +1,9 @@
-"""A cold pull over a WAN, with Entrepot in between and without, in one run: see README.md."""
+"""A cold pull over a WAN, with Entrepot in between and without, in one run: see README.md.
+
+What it alone asks: what it costs that blobs are redirected to another host behind the link; what a whole image, three
+blobs at a time, gains where each connection is capped (cases/capped.py has one layer); and, by --trace, when each
+request set out. It takes neither root nor containerd, as cases/image.py does.
+"""
 
 import argparse
 import asyncio
