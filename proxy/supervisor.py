@@ -16,7 +16,7 @@ from prometheus_client.multiprocess import mark_process_dead
 from proxy.admin import Admin
 from proxy.config import Config
 from proxy.desk import Desk
-from proxy.files import hop
+from proxy.files import Scratch, hop, scratch
 from proxy.serving import Signals, address, listening, rehearse
 from proxy.stores.disk import open_tree
 from proxy.stores.limits import DiskLimits
@@ -24,6 +24,7 @@ from proxy.telemetry import Logger
 
 PAUSE = 1.0  # seconds before a worker that died is replaced
 MEMORY = Path("/dev/shm")  # noqa: S108  counters need no disk, and a read-only container has no /tmp
+COUNTERS = "entrepot-counters-"  # the directory of them, which all workers share
 GRACE = 15.0  # seconds beyond the drain time-out before a worker is killed
 
 
@@ -45,11 +46,12 @@ class Supervisor:
         """Supervise until a signal. Raises ConfigError, UnsafeDirectory, OSError before it starts a worker."""
         await rehearse(self._config)
         workers = self._config.server.workers
-        memory = MEMORY if os.access(MEMORY, os.W_OK) else None
+        memory = MEMORY if os.access(MEMORY, os.W_OK) else Path(tempfile.gettempdir())
         tree = await hop(open_tree, self._config.store.path)
-        with contextlib.closing(tree), tempfile.TemporaryDirectory(prefix="entrepot-metrics-", dir=memory) as shared:
+        with contextlib.closing(tree), contextlib.ExitStack() as stack:
+            shared = await hop(stack.enter_context, scratch(COUNTERS, memory))
             answering = Admin(
-                self._config.admin, CollectorRegistry(), DiskLimits(tree), Desk(self._config, tree), Path(shared)
+                self._config.admin, CollectorRegistry(), DiskLimits(tree), Desk(self._config, tree), shared.path
             )
             async with listening(answering, admin):
                 self._log.info("supervising", listen=address(self._sock), admin=address(admin), workers=workers)
@@ -61,7 +63,7 @@ class Supervisor:
                 self._sock.close()  # else it would go on to take connections that no worker accepts any more
                 await self._stop(signals)
 
-    async def _keep(self, shared: str) -> None:
+    async def _keep(self, shared: Scratch) -> None:
         """See to it that there is one worker, for ever."""
         while True:
             try:
@@ -70,18 +72,18 @@ class Supervisor:
                 self._log.error("a worker cannot be started", reason=error.strerror)
             await asyncio.sleep(PAUSE)
 
-    async def _run_one(self, shared: str) -> None:
+    async def _run_one(self, shared: Scratch) -> None:
         worker = await asyncio.create_subprocess_exec(
             *self._command,
             stdin=asyncio.subprocess.PIPE,
-            env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": shared},
-            pass_fds=[self._sock.fileno()],
+            env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(shared.path)},
+            pass_fds=[self._sock.fileno(), shared.lock],
             start_new_session=True,  # a terminal's Ctrl-C is for the supervisor, who passes it on once
         )
         self._workers.add(worker)
         code = await worker.wait()
         self._workers.discard(worker)
-        mark_process_dead(worker.pid, shared)  # type: ignore[no-untyped-call]
+        mark_process_dead(worker.pid, str(shared.path))  # type: ignore[no-untyped-call]
         self._log.error("a worker died and is replaced", pid=worker.pid, code=code)
 
     async def _stop(self, signals: Signals) -> None:

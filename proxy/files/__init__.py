@@ -3,7 +3,8 @@
 Everything of the store happens below one root directory, reached component by component from its descriptor with
 O_NOFOLLOW: no link in the tree is ever followed, whoever put it there. What a path names is used only if it is a
 regular file of ours. `rooted` is that way down, `spools` the files that grow, `tree` all the rest; `calls` are the
-calls on what is open, `outside` is for files that an operator names, `machine` for what the machine says of itself.
+calls on what is open, `outside` is for files that an operator names, `scratch` for what lasts as long as processes do,
+`machine` for what the machine says of itself.
 """
 
 from proxy.files.calls import (
@@ -25,6 +26,7 @@ from proxy.files.calls import (
 from proxy.files.machine import boot, count_descriptors, identity, processors, raise_descriptor_limit, stamp, unhurried
 from proxy.files.outside import Stream, Unusable, reading, replacing
 from proxy.files.rooted import UnsafeDirectory, check_root, is_ours
+from proxy.files.scratch import Scratch, scratch
 from proxy.files.sending import Extent, Outlet, Senders
 from proxy.files.spools import SpoolState
 from proxy.files.tree import Disk, Entry, Tree
@@ -36,6 +38,7 @@ __all__ = [
     "Extent",
     "Handle",
     "Outlet",
+    "Scratch",
     "Senders",
     "SpoolState",
     "Stream",
@@ -61,6 +64,7 @@ __all__ = [
     "reading",
     "rehash",
     "replacing",
+    "scratch",
     "stamp",
     "sync",
     "unhurried",

@@ -20,6 +20,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from proxy.certificates import Certificate
 from proxy.config import ConfigError
+from proxy.files.scratch import sweep
+from proxy.supervisor import COUNTERS
 from proxy.telemetry import quiet
 from tests.buckets import KEYS, REGION
 
@@ -736,15 +738,21 @@ class TestWorkers:
             assert total(found, "entrepot_requests_total", "kind=blob") == 16, "what the dead counted is not lost"
             assert await process.stop() == 0
 
-    async def test_they_finish_and_stop_when_the_supervisor_is_killed(
+    async def test_they_finish_and_stop_when_the_supervisor_is_killed_and_the_next_removes_what_they_counted(
         self, upstream: FakeRegistry, store: Path
     ) -> None:
-        async with serving(toml(upstream.url, server="workers = 2"), store) as process:
+        text = toml(upstream.url, server="workers = 2")
+        async with serving(text, store) as process:
             await until(lambda: len(events(process, "serving")) == 2)
             workers = workers_of(process)
+            shared = metrics_of(next(iter(workers)))
             async with transfer_in_flight(process, upstream) as (pull, gate):
                 process.process.kill()
                 await until_refused(process.host)
+                await asyncio.to_thread(sweep, COUNTERS, shared.parent)  # the next one starts, while they are at it
+                assert shared.exists()
                 gate.open()
                 assert await pull == "whole"
             await until(lambda: all(map(is_gone, workers)), "workers are left")
+        async with serving(text, store):
+            assert not shared.exists()
