@@ -80,6 +80,41 @@ def problem(answer: RawAnswer) -> tuple[int, str]:
     return answer.status, str(json.loads(answer.body)["errors"][0]["code"])
 
 
+class Door:
+    """A port that leads to another one, which is told later; it counts who comes through."""
+
+    def __init__(self) -> None:
+        self.host = ""
+        self.behind = ""
+        self.passed = 0
+
+    @contextlib.asynccontextmanager
+    async def open(self) -> AsyncIterator["Door"]:
+        """Listen for as long as the block lasts."""
+        server = await asyncio.start_server(self._through, "127.0.0.1", 0)
+        self.host = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        try:
+            yield self
+        finally:
+            server.close()
+
+    async def _through(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.passed += 1
+        name, _, port = self.behind.partition(":")
+        with contextlib.suppress(OSError):
+            there, back = await asyncio.open_connection(name, int(port))
+            await asyncio.gather(_pump(reader, back), _pump(there, writer))
+        writer.close()
+
+
+async def _pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        while data := await source.read(65536):
+            sink.write(data)
+            await sink.drain()
+    sink.close()
+
+
 # A pull
 
 
@@ -405,14 +440,15 @@ async def test_when_the_cache_behind_is_killed_the_one_in_front_goes_on_when_it_
     gate = upstream.on("GET", blob=digest, times=1).gate(after=SIZE // 2)
     text, store = toml(upstream.url), tmp_path / "inner"
     async with contextlib.AsyncExitStack() as stack:
+        door = await stack.enter_async_context(Door().open())
         inner = await stack.enter_async_context(serving(text, store))
-        front = await stack.enter_async_context(running(toml(f"http://{inner.host}"), tmp_path / "front"))
+        door.behind = inner.host
+        front = await stack.enter_async_context(running(toml(f"http://{door.host}"), tmp_path / "front"))
         pull = asyncio.create_task(front.get(f"/v2/{REPO}/blobs/{digest}"))
         await until(lambda: front.spools() != [] and front.spools()[0].stat().st_size > 0, "nothing has come")
         inner.process.kill()
         await inner.process.wait()
-        again = serving(text, store, environ={"ENTREPOT_SERVER_LISTEN": inner.host})
-        await stack.enter_async_context(again)
+        door.behind = (await stack.enter_async_context(serving(text, store))).host
         async with asyncio.timeout(DEADLINE):
             got = await pull
         assert (got.status, got.ended, digest_of(got.body)) == (200, "complete", digest)
@@ -424,41 +460,6 @@ async def test_when_the_cache_behind_is_killed_the_one_in_front_goes_on_when_it_
 
 
 # A loop
-
-
-class Door:
-    """A port that leads to another one, which is told later; it counts who comes through."""
-
-    def __init__(self) -> None:
-        self.host = ""
-        self.behind = ""
-        self.passed = 0
-
-    @contextlib.asynccontextmanager
-    async def open(self) -> AsyncIterator["Door"]:
-        """Listen for as long as the block lasts."""
-        server = await asyncio.start_server(self._through, "127.0.0.1", 0)
-        self.host = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        try:
-            yield self
-        finally:
-            server.close()
-
-    async def _through(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.passed += 1
-        name, _, port = self.behind.partition(":")
-        with contextlib.suppress(OSError):
-            there, back = await asyncio.open_connection(name, int(port))
-            await asyncio.gather(_pump(reader, back), _pump(there, writer))
-        writer.close()
-
-
-async def _pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError):
-        while data := await source.read(65536):
-            sink.write(data)
-            await sink.drain()
-    sink.close()
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
