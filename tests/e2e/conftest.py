@@ -9,12 +9,11 @@ import pytest
 from botocore.loaders import create_loader
 from botocore.retries.standard import ExponentialBackoff
 
-from proxy import exchange, outage
 from proxy.stores import durable, s3, s3_clients, uploads
 from tests.buckets import TestBucket
 
 from .faulty_bucket import FaultyBucket
-from .harness import Proxy, running, toml
+from .harness import Clock, Proxy, running, toml
 from .upstream import FakeRegistry
 
 
@@ -39,11 +38,9 @@ async def proxy(upstream: FakeRegistry, store: Path) -> AsyncIterator[Proxy]:
 
 
 @pytest.fixture
-def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The budgets of questions, scaled down."""
-    monkeypatch.setattr(exchange, "STALE_BUDGET", 0.2)
-    monkeypatch.setattr(exchange, "BUDGET", 0.3)
-    monkeypatch.setattr(outage, "PROBE_BUDGET", 0.2)
+def pauses_clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock by which storage and token services are left alone for a while."""
+    return Clock(monkeypatch, "proxy.pauses")
 
 
 @pytest.fixture

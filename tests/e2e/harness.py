@@ -8,12 +8,15 @@ import os
 import signal
 import ssl
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
+import pytest
 from prometheus_client import CollectorRegistry
 
 from proxy.app import App, build
@@ -34,6 +37,34 @@ async def until(condition: Callable[[], bool], what: str = "the condition") -> N
             while not condition():  # noqa: ASYNC110  many things are waited for, few have an event
                 await asyncio.sleep(0.005)
     assert condition(), what
+
+
+class Clock:
+    """The monotonic clock of one module, a breaker's: it hardly moves until told to go on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, module: str) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr(f"{module}.time", SimpleNamespace(monotonic=self.monotonic, time=time.time))
+
+    def monotonic(self) -> float:
+        """A moment later than the last time."""
+        self.now += 1e-6
+        return self.now
+
+
+def blob_path(store: Path, digest: str) -> Path:
+    """Where a store has a blob."""
+    algorithm, _, encoded = digest.partition(":")
+    return store / "blobs" / algorithm / encoded[:2] / encoded
+
+
+def open_blobs(pid: int) -> list[str]:
+    """What a process has open of blobs, stored or on their way in."""
+    links = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            links.append(os.readlink(entry))
+    return [link for link in links if "/spool/" in link or "/blobs/" in link]
 
 
 def toml(upstream: str, *, more: str = "", server: str = "", store: str = "", registry: str = "docker.io") -> str:
@@ -100,8 +131,7 @@ class Proxy:
 
     def blob_path(self, digest: str) -> Path:
         """Where a blob is stored."""
-        algorithm, _, encoded = digest.partition(":")
-        return self.store / "blobs" / algorithm / encoded[:2] / encoded
+        return blob_path(self.store, digest)
 
     async def settled(self) -> None:
         """Wait until no fill and no request is going on."""
@@ -174,6 +204,10 @@ class Process:
     async def get(self, target: str, headers: dict[str, str] | None = None) -> RawAnswer:
         """GET on a connection of its own."""
         return await ask(self.host, "GET", target, {"Host": self.host, "Connection": "close", **(headers or {})})
+
+    async def published(self, *digests: str) -> None:
+        """Wait until blobs are stored: who asks for them has them before."""
+        await until(lambda: all(blob_path(self.store, digest).exists() for digest in digests), "they are published")
 
     async def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Send a signal, and wait for the end."""

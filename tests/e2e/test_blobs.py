@@ -297,7 +297,7 @@ async def test_a_reset_transfer_is_resumed_from_every_byte_that_came(upstream: F
 async def test_a_stalled_transfer_is_resumed(upstream: FakeRegistry, store: Path) -> None:
     digest = upstream.add_blob(REPO, DATA)
     upstream.on("GET", blob=digest, times=1).stall(after=400_000)
-    async with running(toml(upstream.url, more='stall_timeout = "200ms"'), store) as proxy:
+    async with running(toml(upstream.url, more='stall_timeout = "1s"'), store) as proxy:
         got = await proxy.get(f"/v2/{REPO}/blobs/{digest}")
         assert digest_of(got.body) == digest
     assert ranges(upstream) == [None, "bytes=400000-"]
@@ -306,7 +306,7 @@ async def test_a_stalled_transfer_is_resumed(upstream: FakeRegistry, store: Path
 async def test_a_drip_is_a_stall(upstream: FakeRegistry, store: Path) -> None:
     digest = upstream.add_blob(REPO, DATA)
     upstream.on("GET", blob=digest, times=1).drip(bytes_per_step=1, every=0.02)
-    async with running(toml(upstream.url, more='stall_timeout = "200ms"'), store) as proxy:
+    async with running(toml(upstream.url, more='stall_timeout = "1s"'), store) as proxy:
         got = await proxy.get(f"/v2/{REPO}/blobs/{digest}")
         assert digest_of(got.body) == digest
     assert len(ranges(upstream)) == 2

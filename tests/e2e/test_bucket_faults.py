@@ -30,7 +30,7 @@ CHOSEN = os.environ.get("ENTREPOT_FAULTS", "2")
 SEED = int(os.environ.get("ENTREPOT_SEED", time.time_ns() % 10**6))
 SHARDS = 6 if CHOSEN == "all" else 1
 STRIDE = 4  # requests between one beginning of an outage and the next
-BOUND = 8.0  # seconds for a pull, with what the bucket may hold up scaled down by a hundred
+BOUND = 20.0  # seconds for a pull, with what the bucket may hold up scaled down to 0.6: on a busy machine as well
 LAYERS = [bytes(range(256)) * 1200, b"small"]  # one by several parts, one whole
 SHORT_ONCE = {"wrong"}  # nobody can know before the end
 FITFUL = {  # what befalls some answers and others not: those with a body, those without

@@ -190,13 +190,14 @@ async def test_a_200_of_somebody_in_between_is_no_upload(
 async def test_an_upload_that_nobody_reads_is_given_up(
     bucket: TestBucket, faulty: FaultyBucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3, "SLOWEST", 2**26)
-    monkeypatch.setattr(s3, "STALL", 0.6)
     where = {"bucket": bucket.name, "endpoint_url": faulty.url, "region": REGION}
     async with s3.Bucket(S3.model_validate(where)) as one:
         faulty.is_deaf = True
-        with pytest.raises(BucketError, match="does not answer"):
-            await one.write("key", bytes(24 * 2**20))  # more than the kernel takes in between
+        with monkeypatch.context() as scaled:
+            scaled.setattr(s3, "SLOWEST", 2**26)
+            scaled.setattr(s3, "STALL", 0.6)
+            with pytest.raises(BucketError, match="does not answer"):
+                await one.write("key", bytes(24 * 2**20))  # more than the kernel takes in between
         await faulty.hang_up()
         faulty.is_deaf = False
         await one.write("key", b"small")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from proxy import app, manifests
+from proxy import app, exchange, manifests
 
 from .harness import Proxy, running, toml, until
 from .raw_client import RawClient, connect
@@ -109,7 +109,6 @@ async def test_questions_that_storage_does_not_answer_keep_no_manifest_waiting(
         gate.open()
 
 
-@pytest.mark.usefixtures("hurried")
 async def test_a_token_service_that_is_silent_is_waited_for_once_and_not_at_every_pull_of_a_tag(
     upstream: FakeRegistry, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,6 +117,7 @@ async def test_a_token_service_that_is_silent_is_waited_for_once_and_not_at_ever
     upstream.require_bearer(expires_in=1)
     async with running(toml(upstream.url, more=f'{LOOPBACK}tag_ttl = "0s"'), store) as proxy:
         assert (await proxy.get(f"/v2/{REPO}/manifests/v1")).status == 200
+        monkeypatch.setattr(exchange, "STALE_BUDGET", 0.2)
         gate = upstream.on(path="/token", unauthorized=True).hang()
         await asyncio.sleep(1.1)  # the token's life
         for _ in range(5):

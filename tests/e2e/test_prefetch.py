@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from proxy import exchange
+
 from .harness import running, toml, until
 from .upstream import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, FakeRegistry, descriptor, digest_of
 
@@ -66,8 +68,10 @@ async def test_layers_that_are_elsewhere_and_blobs_that_cannot_be_had_do_no_harm
         assert upstream.count(path_contains=str(foreign["digest"])) == 0
 
 
-@pytest.mark.usefixtures("hurried")
-async def test_one_manifest_starts_no_storm_of_prefetching(upstream: FakeRegistry, store: Path) -> None:
+async def test_one_manifest_starts_no_storm_of_prefetching(
+    upstream: FakeRegistry, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchange, "BUDGET", 2.0)  # what is not answered is given up by then, and what is is in time
     config = descriptor(OCI_CONFIG, upstream.add_blob(REPO, b"{}"), 2)
     layers = [descriptor(OCI_LAYER, digest_of(str(number).encode()), 10) for number in range(5000)]
     body = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": layers}

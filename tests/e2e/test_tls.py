@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import trustme
 
-from proxy import sessions
 from proxy.config import ConfigError
 from proxy.egress import Egress
 from proxy.sections import Upstream
@@ -214,9 +213,8 @@ async def test_https_never_becomes_http(store: Path, serving_tls: Threaded, inse
 
 
 async def test_the_client_certificate_is_for_the_registry_and_its_token_service_and_not_for_storage(
-    ca: trustme.CA, bundle: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+    ca: trustme.CA, bundle: Path, store: Path
 ) -> None:
-    monkeypatch.setattr(sessions, "CONNECT_TIMEOUT", 2.0)
     demanding = server_tls(ca, "localhost", clients=ca)
     async with (
         FakeRegistry(tls=demanding, name="localhost") as registry,
@@ -297,6 +295,7 @@ async def test_a_new_ca_is_taken_over_under_traffic(
         assert [record["event"] for record in proxy.log if "TLS" in record["event"]] == ["upstream's TLS files renewed"]
 
 
+@pytest.mark.usefixtures("pauses_clock")
 async def test_a_ca_that_was_missing_for_storage_is_taken_over_at_once(
     ca: trustme.CA, other: trustme.CA, registry: FakeRegistry, bundle: Path, store: Path
 ) -> None:
