@@ -67,6 +67,7 @@ def heed(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     loop, remove = asyncio.get_running_loop(), Desk.remove
 
     def noticed(desk: Desk, names: Sequence[str], *, dry_run: bool) -> list[dict[str, Any]]:
+        asyncio.run_coroutine_threadsafe(proxy.settled(), loop).result()  # what the last pull brought is stored
         answers = remove(desk, names, dry_run=dry_run)
         asyncio.run_coroutine_threadsafe(proxy.app.housekeeping._round(None), loop).result()
         return answers

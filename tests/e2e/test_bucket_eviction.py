@@ -20,7 +20,7 @@ from proxy.stores.s3_errors import BucketError
 from proxy.tidying import Tidying, work
 from tests.buckets import TestBucket
 
-from .harness import Proxy
+from .harness import DEADLINE, Proxy
 from .test_inventory import entrepot
 from .test_s3 import LAYER, REPO, cached, configured, key_of, pending, pull, uploaded
 from .upstream import FakeRegistry, Image, digest_of
@@ -167,7 +167,7 @@ async def test_a_server_that_ends_ends_its_eviction_and_the_next_goes_on_where_i
         await uploaded(store)
         await age_all(bucket, proxy)
         task = asyncio.create_task(due(proxy, "tidy")())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE):
             while not [key for key in await hop(bucket.keys) if "/evict-" in key]:  # noqa: ASYNC110  nobody tells of it
                 await asyncio.sleep(0.01)
         task.cancel()

@@ -11,7 +11,7 @@ import pytest
 from proxy import manifests
 from proxy.jobs import Job
 
-from .harness import Proxy, running, toml
+from .harness import DEADLINE, Proxy, running, toml
 from .upstream import FakeRegistry, digest_of
 
 REPO = "library/app"
@@ -189,6 +189,6 @@ async def test_what_was_not_there_is_found_when_it_is_pushed(
         assert (await proxy.get(f"/v2/{REPO}/manifests/v1")).status == 404
         image = upstream.add_image(REPO, "v1")
         clock.jump(hours)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE):
             while (await proxy.get(f"/v2/{REPO}/manifests/v1")).body != image.body:
                 assert upstream.count() < 5  # its 404 is remembered for a moment

@@ -285,7 +285,7 @@ class Trial:
 
     async def _check_nothing_left(self, store: Path, *, is_clean: bool) -> None:
         await until(lambda: not _tasks_of_ours(), "tasks are left")
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(10):
             await until(lambda: not _open_below(store), "descriptors are left")
         if is_clean:
             assert not list((store / "tmp").glob("*")), "temporary files are left"

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import pytest
 
-from .harness import Proxy, running, toml
+from .harness import DEADLINE, Proxy, running, toml
 from .raw_client import RawAnswer
 from .upstream import OCI_INDEX, OCI_MANIFEST, Canary, FakeRegistry, Reply
 
@@ -399,7 +399,7 @@ async def test_a_listing_that_stalls_is_given_up(
     monkeypatch.setattr("proxy.exchange.BUDGET", 0.3)
     async with running(toml(upstream.url), store) as proxy:
         upstream.on("GET").stall(5)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE):
             assert (await proxy.get(target)).status == 504
 
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from .harness import Proxy, running, toml, until
+from .harness import DEADLINE, Proxy, running, toml, until
 from .raw_client import RawAnswer
 from .upstream import OCI_INDEX, OCI_MANIFEST, FakeRegistry, Image, Rule, digest_of
 
@@ -267,7 +267,7 @@ async def test_a_stale_tag_is_served_when_connections_are_refused(upstream: Fake
 async def eventually(proxy: Proxy, target: str, body: bytes) -> None:
     """Ask until upstream is asked again and this is the answer."""
     answers: list[bytes] = []
-    async with asyncio.timeout(8):
+    async with asyncio.timeout(DEADLINE):
         while body not in answers:
             answers.append((await proxy.get(target)).body)
             await asyncio.sleep(0.05)  # there is no event for the end of a pause

@@ -10,6 +10,7 @@ import socket
 import ssl
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,9 +26,9 @@ from proxy.supervisor import COUNTERS
 from proxy.telemetry import quiet
 from tests.buckets import KEYS, REGION
 
-from .harness import DEADLINE, Process, Proxy, running, serving, toml, until
-from .raw_client import ask, connect
-from .upstream import FakeRegistry, Gate, digest_of
+from .harness import DEADLINE, Process, Proxy, open_blobs, running, serving, toml, until
+from .raw_client import RawAnswer, ask, connect
+from .upstream import FakeRegistry, Gate, Image, digest_of
 
 REPO = "library/app"
 DATA = bytes(range(256)) * 4096  # 1 MiB
@@ -426,32 +427,38 @@ def on_disk(store: Path) -> int:
     return sum(-(-path.stat().st_size // 4096) * 4096 for path in (store / "blobs").glob("*/*/*"))
 
 
+async def pulled(process: Process, image: Image) -> list[RawAnswer]:
+    """What all requests of a pull are answered; its blobs are stored by then."""
+    targets = ["manifests/v1", *(f"blobs/{digest}" for digest in image.blob_digests)]
+    answers = [await process.get(f"/v2/{REPO}/{target}") for target in targets]
+    await process.published(*image.blob_digests)
+    return answers
+
+
 @pytest.mark.parametrize("workers", [1, 3])
 async def test_metrics_add_up_whatever_the_number_of_workers(upstream: FakeRegistry, store: Path, workers: int) -> None:
     image = upstream.add_image(REPO, "v1", [DATA, DATA[1:]])
-    targets = [f"/v2/{REPO}/manifests/v1", *(f"/v2/{REPO}/blobs/{digest}" for digest in image.blob_digests)]
-    targets = [*targets * 8, *(f"/v2/{REPO}/manifests/none-{n}" for n in range(3)), "/v2/"]
     async with serving(toml(upstream.url, server=f"workers = {workers}"), store) as process:
         with_admin(process)
-        answers = [await process.get(target) for target in targets]
+        answers = [answer for _ in range(8) for answer in await pulled(process, image)]
+        answers += [await process.get(f"/v2/{REPO}/manifests/none-{number}") for number in range(3)]
+        answers.append(await process.get("/v2/"))
         assert (await process.get("/healthz")).status == 200
-        await until(lambda: len(events(process, "request")) == len(targets))
+        await until(lambda: len(events(process, "request")) == len(answers))
         found = await samples(process)
         await eventually(lambda: is_counted(process))
         assert await process.stop() == 0
 
-    def requests(*labels: str) -> float:
-        return total(found, "entrepot_requests_total", *labels)
-
+    requests = partial(total, found, "entrepot_requests_total")
     blobs = len(image.blob_digests)
-    assert requests() == len(targets), "probes are not counted"
+    assert requests() == len(answers), "probes are not counted"
     assert requests("kind=blob", "outcome=fill", "status=200") == blobs
     assert requests("kind=blob", "outcome=hit", "status=200") == 7 * blobs
     assert requests("kind=manifest", "outcome=fill", "status=200") == 1
     assert requests("kind=manifest", "outcome=hit", "status=200") == 7
     assert requests("kind=manifest", "outcome=error", "status=404") == 3
     assert requests("kind=ping", "outcome=local", "upstream=") == 1
-    assert total(found, "entrepot_request_seconds_count") == len(targets)
+    assert total(found, "entrepot_request_seconds_count") == len(answers)
     sent = sum(len(answer.body) for answer in answers)
     assert total(found, "entrepot_client_bytes_total") == sent
     assert total(found, "entrepot_client_bytes_total", "upstream=") == len(b"{}")
@@ -626,15 +633,6 @@ def few_descriptors() -> Iterator[int]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def blobs_open(pid: int) -> list[str]:
-    """What a process has open of blobs, stored or on their way in."""
-    links = []
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
-            links.append(os.readlink(entry))
-    return [link for link in links if "/spool/" in link or "/blobs/" in link]
-
-
 class TestDescriptors:
     """As many as the system gives; without one left the answer is 503, never 404."""
 
@@ -659,7 +657,7 @@ class TestDescriptors:
             headers = {"Host": process.host}
             assert (await client.ask("GET", target, headers)).status == 200
             pid = process.process.pid
-            await until(lambda: not blobs_open(pid), "the blob is published, and its file closed")
+            await until(lambda: not open_blobs(pid), "the blob is published, and its file closed")
             _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
             resource.prlimit(pid, resource.RLIMIT_NOFILE, (lowest_free(pid), hard))
             answer = await client.ask("GET", target, headers)
@@ -669,8 +667,8 @@ class TestDescriptors:
             answer = await client.ask("GET", target, headers)
             assert (answer.status, digest_of(answer.body)) == (200, digest)
             assert upstream.count("GET", path_contains="/blobs/") == 1
-            assert events(process, "request")[1]["outcome"] == "error"
             assert await process.stop() == 0
+        assert events(process, "request")[1]["outcome"] == "error"
 
 
 def lowest_free(pid: int) -> int:

@@ -66,7 +66,7 @@ async def test_clients_do_not_wait_for_the_disk(
     if chunked:
         upstream.on("GET", blob=digest).chunked()
     assert await pull(proxy, digest) == (DATA, "complete")
-    assert await asyncio.to_thread(disk.begun.wait, 5)
+    assert await asyncio.to_thread(disk.begun.wait, DEADLINE)
     assert proxy.blobs() == []
     assert await pull(proxy, digest) == (DATA, "complete")  # though all readers had left
     disk.go_on.set()
@@ -77,7 +77,7 @@ async def test_clients_do_not_wait_for_the_disk(
 async def test_who_wants_it_stored_waits_for_the_disk(upstream: FakeRegistry, proxy: Proxy, disk: Disk) -> None:
     digest = upstream.add_blob(REPO, DATA)
     await pull(proxy, digest)
-    await asyncio.to_thread(disk.begun.wait, 5)
+    await asyncio.to_thread(disk.begun.wait, DEADLINE)
     fill = next(iter(proxy.app.blobs._fills.values()))
     fill.spool.join()
     blob = ComingBlob(Source(fill._upstream, fill.repository, fill.digest), fill.spool, len(DATA), Outcome.JOIN)
@@ -100,7 +100,7 @@ async def test_what_was_given_out_is_published_though_the_server_ends(
     digest = upstream.add_blob(REPO, DATA)
     async with running(toml(upstream.url), store) as proxy:
         await pull(proxy, digest)
-        await asyncio.to_thread(disk.begun.wait, 5)
+        await asyncio.to_thread(disk.begun.wait, DEADLINE)
         asyncio.get_running_loop().call_later(0.1, disk.go_on.set)
     assert (proxy.blobs(), proxy.spools()) == ([digest], [])
     async with running(toml(upstream.url), store) as proxy:
@@ -130,7 +130,7 @@ async def test_a_slow_reader_gets_no_end_once_the_disk_has_failed(
     digest = upstream.add_blob(REPO, DATA)
     disk.error = OSError(errno.EIO, os.strerror(errno.EIO))
     await pull(proxy, digest)
-    await asyncio.to_thread(disk.begun.wait, 5)
+    await asyncio.to_thread(disk.begun.wait, DEADLINE)
     fill = next(iter(proxy.app.blobs._fills.values()))
     fill.spool.join()
     blob = ComingBlob(Source(fill._upstream, fill.repository, fill.digest), fill.spool, len(DATA), Outcome.JOIN)

@@ -12,7 +12,7 @@ import pytest
 
 from proxy.oci.ratelimit import DAY, State
 
-from .harness import Proxy, running, serving, toml
+from .harness import DEADLINE, Proxy, running, serving, toml
 from .raw_client import RawAnswer
 from .upstream import FakeRegistry
 
@@ -119,7 +119,7 @@ async def test_as_little_is_left_tags_are_believed_for_longer_and_it_is_said(
     async with running(toml(upstream.url, more='tag_ttl = "50ms"\nlongest_tag_ttl = "1h"'), store) as proxy:
         assert (await proxy.get(tag("v1"))).header("Warning") is None
         before = upstream.count()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + DEADLINE
         while (got := await proxy.get(tag("v1"))).header("Warning") is None:
             assert time.monotonic() < deadline
         assert got.body == image.body

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from .harness import Proxy, running, toml
+from .harness import DEADLINE, Proxy, running, toml
 from .raw_client import RawAnswer
 from .upstream import OCI_MANIFEST, Asked, FakeRegistry, Image, Reply, Storage, digest_of
 from .upstream.server import FakeServer
@@ -494,7 +494,7 @@ async def test_ecrs_storage_sees_nothing_but_gets_and_a_new_password_is_taken_ov
             one.upstream.require_basic({"AWS": "of-the-next-12-hours"})
             (tmp_path / "password").write_text("of-the-next-12-hours")
             second = one.image("v2")
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + DEADLINE
             while (await proxy.get(f"/v2/{one.repo}/manifests/v2")).status != 200:
                 assert time.monotonic() < deadline
             await pull(proxy, one.repo, second)

@@ -21,7 +21,7 @@ from proxy.stores import leases, uploads
 from proxy.stores.leases import Identity, Lease
 from tests.buckets import TestBucket
 
-from .harness import Process, Proxy, running, serving, until
+from .harness import DEADLINE, Process, Proxy, running, serving, until
 from .raw_client import connect
 from .test_s3 import REPO, cached, configured, key_of, uploaded
 from .upstream import FakeRegistry, digest_of
@@ -89,7 +89,7 @@ async def test_32_cold_clients_of_four_replicas_cost_one_upstream_transfer_and_o
 
 async def until_none_is_left(bucket: TestBucket) -> None:
     """Wait until no lease is in the bucket."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(DEADLINE):
         while await hop(in_the_bucket, bucket):  # noqa: ASYNC110  nobody tells of it
             await asyncio.sleep(0.02)
 
@@ -158,6 +158,7 @@ async def test_four_processes_serve_32_clients_by_one_transfer_though_one_that_f
         assert await first == digest
         came = await asyncio.gather(*pulls, return_exceptions=True)  # of the killed one anything may come
         assert (set(came[:24]), upstream.count(method="GET")) == ({digest}, 1)
+        await four[0].published(digest)
         await uploaded(four[0].store)
         for process in four[:3]:
             assert await process.stop() == 0

@@ -17,7 +17,7 @@ from proxy.stores import durable, s3, tiered, uploads
 from tests.buckets import REGION, TestBucket
 from tests.faulty_disk import FaultyDisk, Point
 
-from .harness import Proxy, running, serving, toml, until
+from .harness import DEADLINE, Proxy, running, serving, toml, until
 from .upstream import FakeRegistry, Image, digest_of
 
 REPO = "library/app"
@@ -231,6 +231,7 @@ async def test_replicas_in_processes_of_their_own_share_one_bucket_and_the_death
         for digest in image.blob_digests:
             assert digest_of((await one.get(f"/v2/{REPO}/blobs/{digest}")).body) == digest
         assert (await one.get(f"/v2/{REPO}/manifests/v1")).body == image.body
+        await one.published(*image.blob_digests)
         await uploaded(store)
         await one.stop(signal.SIGKILL)
         await upstream.go_down()
@@ -388,7 +389,7 @@ async def test_a_large_blob_is_uploaded_while_it_comes_and_is_there_once_it_is_r
     async with cached(configured(upstream.url, bucket), store) as proxy:
         pulling = asyncio.create_task(proxy.get(f"/v2/{REPO}/blobs/{digest}"))
         await gate.reached.wait()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(DEADLINE):
             while [len(BIG[: 5 * 1024 * 1024])] * 2 != await hop(bucket.parts):  # noqa: ASYNC110  nobody tells
                 await asyncio.sleep(0.02)
         assert key_of(digest) not in await hop(bucket.keys)
@@ -412,7 +413,7 @@ async def test_of_a_large_blob_that_does_not_come_right_nothing_is_in_the_bucket
     async with cached(configured(upstream.url, bucket), store) as proxy:
         pulling = asyncio.create_task(proxy.get(f"/v2/{REPO}/blobs/{digest}"))
         await gate.reached.wait()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(DEADLINE):
             while not await hop(bucket.parts):  # noqa: ASYNC110  nobody tells
                 await asyncio.sleep(0.02)
         if ending == "wrong bytes":

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from .harness import Proxy, running, serving, toml, until
+from .harness import Proxy, open_blobs, running, serving, toml, until
 from .raw_client import connect
 from .upstream import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, FakeRegistry, descriptor, digest_of
 
@@ -553,7 +553,7 @@ async def test_a_process_without_descriptors_answers_503_never_404(
         await proxy.get(f"/v2/{REPO}/blobs/{warm}")
         async with connect(proxy.host) as client:
             await client.ask("GET", "/v2/")
-            await until(lambda: not open_blobs(proxy.process.pid))
+            await until(lambda: not open_blobs(proxy.process.pid), "the blob is published, and its file closed")
             limits(proxy.process.pid, resource.RLIMIT_NOFILE, 1)
             for method in ("GET", "HEAD"):
                 for target in (f"blobs/{warm}", f"blobs/{cold}", "manifests/v1", f"manifests/{image.digest}"):
@@ -563,9 +563,3 @@ async def test_a_process_without_descriptors_answers_503_never_404(
             for digest in (warm, cold):
                 assert digest_of((await client.ask("GET", f"/v2/{REPO}/blobs/{digest}")).body) == digest
             assert (await client.ask("GET", f"/v2/{REPO}/manifests/v1")).body == image.body
-
-
-def open_blobs(pid: int) -> list[str]:
-    """The blobs and connections that a process has open."""
-    links = [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir() if path.is_symlink()]
-    return [link for link in links if "/blobs/" in link or "/spool/" in link]

@@ -1,6 +1,7 @@
 """Images brought in before anybody asks for them: whole, resumable, within what upstream allows."""
 
 import asyncio
+import contextlib
 import json
 import os
 import sys
@@ -166,6 +167,15 @@ async def test_blobs_come_side_by_side_within_the_turns_that_upstream_gives(
     assert (said["failures"], gate.arrivals) == ([], 9)
 
 
+def shown_on(terminal: int) -> bytes:
+    """All that is drawn until nobody has the screen any more, which is EIO."""
+    shown = b""
+    with contextlib.suppress(OSError):
+        while data := os.read(terminal, 65536):
+            shown += data
+    return shown
+
+
 async def test_a_terminal_is_shown_how_far_it_is(upstream: FakeRegistry, store: Path) -> None:
     upstream.add_image(REPO, "v1", [BIG])
     configured(upstream, store)
@@ -174,8 +184,9 @@ async def test_a_terminal_is_shown_how_far_it_is(upstream: FakeRegistry, store: 
     environ = {**os.environ, "ENTREPOT_STORE_PATH": str(store), "COLUMNS": "100", "TERM": "xterm"}
     process = await asyncio.create_subprocess_exec(*command, env=environ, stdout=asyncio.subprocess.PIPE, stderr=screen)
     os.close(screen)
+    showing = asyncio.create_task(asyncio.to_thread(shown_on, terminal))  # it does not hold all that may be drawn
     said, _ = await process.communicate()
-    shown = await asyncio.to_thread(os.read, terminal, 65536)
+    shown = await showing
     os.close(terminal)
     assert (process.returncode, said) == (0, b"app:v1: 2 blobs, 3.0 MB\n")
     assert b"3.0/3.0 MB" in shown

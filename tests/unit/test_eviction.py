@@ -163,11 +163,9 @@ async def closed(handle: Handle) -> None:
     """Close a file, and wait until it is: it is done in a thread."""
     fd = handle.fd
     handle.close()
-    for _ in range(100_000):
-        if not is_there(fd):
-            break
-        await asyncio.sleep(0)
-    assert not is_there(fd)
+    async with asyncio.timeout(10):
+        while is_there(fd):  # noqa: ASYNC110  it has no event
+            await asyncio.sleep(0.001)
 
 
 async def test_reservations_of_all_processes_add_up_and_are_given_back(tree: Tree) -> None:

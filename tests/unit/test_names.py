@@ -19,16 +19,24 @@ class Silence:
         self.over = threading.Event()
         self.asked: list[str] = []
         self.begun = threading.Event()
+        self._changed = threading.Condition()
         self._known = socket.getaddrinfo
         monkeypatch.setattr(socket, "getaddrinfo", self._look_up)
 
     def _look_up(self, host: str, *args: Any, **kwargs: Any) -> Any:
-        self.asked.append(host)
+        with self._changed:
+            self.asked.append(host)
+            self._changed.notify_all()
         if host.endswith("silent.example"):
             self.begun.set()
             self.over.wait(20)
             raise socket.gaierror(socket.EAI_AGAIN, "silence")
         return self._known(host, *args, **kwargs)
+
+    def wait(self, count: int) -> None:
+        """Until it has been asked so often; blocking."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self.asked) >= count, 20)
 
 
 @pytest.fixture
@@ -52,6 +60,7 @@ async def test_silence_has_an_end_and_leaves_no_queue(silence: Silence, monkeypa
     lookups = [resolver.resolve(f"h{number}.silent.example") for number in range(5 * LOOKUPS)]
     answers = await asyncio.gather(*lookups, return_exceptions=True)
     assert all(isinstance(answer, socket.gaierror) for answer in answers)
+    await asyncio.to_thread(silence.wait, LOOKUPS)
     assert len(silence.asked) == LOOKUPS  # the others gave up in the queue, and left it
     silence.over.set()
     monkeypatch.setattr(names, "PATIENCE", 10)

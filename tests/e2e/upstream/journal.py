@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from .wire import Request
 
-WITHIN = 10.0
+WITHIN = 25.0  # seconds until what should arrive is given up
 
 
 class Changes:
