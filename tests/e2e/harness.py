@@ -25,7 +25,7 @@ from proxy.serving import Listener, bind, listening
 from proxy.telemetry import Metrics, make_logger
 from proxy.values import Listen
 
-from .raw_client import RawAnswer, ask
+from .raw_client import RawAnswer, ask, connect
 
 DEADLINE = 25.0  # seconds until a condition that should come true is given up
 
@@ -98,8 +98,14 @@ class Proxy:
     listener: Listener = field(repr=False)
 
     async def ask(self, method: str, target: str, headers: dict[str, str] | None = None) -> RawAnswer:
-        """One request on a connection of its own; what has come right of a blob is published when it returns."""
-        answer = await ask(self.host, method, target, {"Host": self.host, "Connection": "close", **(headers or {})})
+        """One request on a connection of its own, logged and counted when it returns; what came of a blob is published.
+
+        The other end closes the connection once it has no more to do for it: the last byte may leave before that.
+        """
+        async with connect(self.host) as client:
+            answer = await client.ask(method, target, {"Host": self.host, "Connection": "close", **(headers or {})})
+            with contextlib.suppress(ConnectionResetError):
+                await client.reader.read()
         await until(lambda: not any(fill.spool.is_right for fill in self.app.blobs._fills.values()), "publication")
         return answer
 
