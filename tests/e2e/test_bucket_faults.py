@@ -112,8 +112,8 @@ class Trial:
         reasons = [record["reason"] for record in proxy.log if record["event"] == "bucket fails"]
         is_fitful = point is not None and point.fault in FITFUL
         assert len(reasons) == _said(proxy, "bucket answers again"), proxy.log
-        is_slow = any("within" in reason for reason in reasons)  # this machine
-        assert len(reasons) <= 1 or is_fitful or is_slow, reasons
+        of_faults = [reason for reason in reasons if "does not answer" not in reason]  # what is slow is this machine
+        assert len(of_faults) <= 1 or is_fitful, reasons
         assert _said(proxy, "bucket fails in part") <= 3, proxy.log
         await remote.abandon(time.time() + 600)
         await pull(proxy, self._image)
