@@ -60,8 +60,6 @@ async def _record(
         recording = Recording(tree, clients)
         async with replacing(output) as stream:  # before the command runs: nobody boots twice for a mistyped path
             async with recording.going():
-                if not command:
-                    click.echo("recording; Ctrl-C ends it", err=True)
                 codes.append(await _run(command))
                 found = await recording.result()
             notes = await hop(recording_notes, tree, found)
@@ -79,6 +77,7 @@ async def _run(command: Sequence[str]) -> int:
     loop.add_signal_handler(signal.SIGTERM, told.set)
     loop.add_signal_handler(signal.SIGINT, (lambda: None) if command else told.set)  # a terminal sends it to both
     if not command:
+        click.echo("recording; Ctrl-C ends it", err=True)  # from now on it does
         await told.wait()
         return 0
     try:
