@@ -133,13 +133,14 @@ class Entrepot:
 
         yield
         # A request's line is written after its last byte, which is when the client goes on.
-        wait_until(lambda: not missing(), f"{agent} got {len(blobs)} blobs from the proxy", timeout=5)
+        wait_until(lambda: not missing(), f"{agent} got {len(blobs)} blobs from the proxy")
         failed = [request for request in self.requests()[before:] if request.status >= 400]
         assert not failed, failed
 
     def waiting(self) -> list[Path]:
-        """What has yet to get into its bucket."""
-        return [path for path in (self._store / "uploads").glob("**/*") if path.is_file()]
+        """What has yet to get into its bucket: clients may have all of a blob that is still on its way in here."""
+        places = [self._store / name for name in ("spool", "uploads")]  # in the order in which a blob is in them
+        return [path for place in places for path in place.glob("**/*") if path.is_file()]
 
     def spooled(self, digest: str) -> int:
         """How many bytes of a blob have come that is on its way in; 0 for none."""
