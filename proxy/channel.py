@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 from aiohttp import web
 
 from proxy.files import Extent, Outlet, Senders
+from proxy.tls import Secured
 
-SMALL = 256 * 1024  # bytes up to which a stretch is read and written: the kernel sends it no faster
-CHUNK = 512 * 1024  # bytes read of a file at a time where the kernel cannot send it: over TLS, or in chunks
+SMALL = 256 * 1024  # bytes up to which a stretch is read and written: a thread sends it no faster
 
 Piece = bytes | Extent
 
@@ -37,7 +37,7 @@ class Channel:
         """Send a piece. Raises ConnectionError where the client is gone or takes nothing, OSError of a file."""
         if isinstance(piece, bytes):
             await self._write(piece)
-        elif piece.count > SMALL and self._is_plain:
+        elif piece.count > SMALL and not self._response.chunked:
             await self._send(piece)
         else:
             await self._copy(piece)
@@ -47,19 +47,13 @@ class Channel:
         if self._outlet is not None:
             self._outlet.close()
 
-    @property
-    def _is_plain(self) -> bool:
-        """Whether the connection carries the file's bytes as they are."""
-        transport = self._request.transport
-        return not self._response.chunked and transport is not None and transport.get_extra_info("sslcontext") is None
-
     async def _copy(self, extent: Extent) -> None:
         """Read it and write it, a chunk at a time."""
         handle = extent.handle
-        for offset in range(extent.offset, extent.end, CHUNK):
+        for offset in range(extent.offset, extent.end, SMALL):
             if offset > extent.offset:
                 await asyncio.sleep(0)  # a client that takes all at once must not keep others waiting
-            count = min(CHUNK, extent.end - offset)
+            count = min(SMALL, extent.end - offset)
             await self._write(handle.at_hand(offset, count) or await handle.read_all(offset, count))
 
     async def _write(self, data: bytes | bytearray) -> None:
@@ -74,12 +68,17 @@ class Channel:
             async with taking(self._request, self._patience):
                 await outlet.writable()
         try:
-            await self._senders.send(outlet, extent, self._patience)
+            with outlet.lent():
+                await self._senders.send(outlet, extent, self._patience)
         except TimeoutError:
             raise lost(self._request) from None
 
     def _opened(self) -> Outlet:
-        self._outlet = Outlet(self._transport().get_extra_info("socket").fileno())
+        transport = self._transport()
+        if isinstance(transport, Secured):
+            self._outlet = transport.outlet()
+        else:
+            self._outlet = Outlet(transport.get_extra_info("socket").fileno())
         return self._outlet
 
     def _is_buffered(self) -> bool:

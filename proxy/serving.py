@@ -9,6 +9,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from aiohttp import web
@@ -23,6 +24,7 @@ from proxy.certificates import Certificate
 from proxy.config import Config, ConfigError
 from proxy.stores.disk import open_tree
 from proxy.telemetry import Logger, Metrics
+from proxy.tls import Session
 from proxy.values import Listen
 
 THREADS = 32  # for file calls; the network needs none
@@ -64,12 +66,24 @@ class Listener:
             await asyncio.sleep(FLUSH)
 
 
+class _SecuredServer(repeats.Server):
+    """Speaks HTTP over TLS."""
+
+    def __init__(self, handler: Callable[[web.BaseRequest], Any], context: ssl.SSLContext, **settings: Any) -> None:
+        super().__init__(handler, **settings)
+        self._context = context
+
+    def __call__(self) -> Session:  # type: ignore[override]  # aiohttp hands it to the event loop, and no more
+        return Session(super().__call__(), self._context)
+
+
 @contextlib.asynccontextmanager
 async def listening(
     handler: Callable[[web.BaseRequest], object], sock: socket.socket, context: ssl.SSLContext | None = None
 ) -> AsyncIterator[Listener]:
     """Serve HTTP on a socket. Requests that are still going on at the end are cancelled."""
-    server = repeats.Server(
+    make = repeats.Server if context is None else partial(_SecuredServer, context=context)
+    server = make(
         handler,
         handler_cancellation=True,
         logger=_without_noise(),
@@ -82,7 +96,7 @@ async def listening(
     runner = web.ServerRunner(server, shutdown_timeout=0.5)
     await runner.setup()
     try:
-        site = web.SockSite(runner, sock, ssl_context=context, backlog=BACKLOG)
+        site = web.SockSite(runner, sock, backlog=BACKLOG)
         await site.start()
         yield Listener(site, server)
     finally:

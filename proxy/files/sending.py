@@ -1,4 +1,4 @@
-"""Stretches of files on their way to sockets, without a copy through this process (sendfile(2)).
+"""Stretches of files on their way to sockets, without a copy through this process (sendfile(2)), or encrypted.
 
 A few threads do all the sending, one for each processor. Each has connections of its own, sends to one that takes more,
 and then to the next, so that neither many clients nor slow ones cost a thread, or a way back to the event loop.
@@ -12,6 +12,7 @@ import select
 import socket
 import threading
 from collections import deque
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -22,6 +23,9 @@ SHORTEST = 2 * 1024 * 1024  # ... and where it has more transfers than
 FEW = 8  # so many
 READERS = 8  # threads that bring what is not in the system's memory there
 PIECE = 256 * 1024  # bytes of it at a time
+ROOM = 384 * 1024  # bytes that a thread encrypts at a time ...
+LEAST = 64 * 1024  # ... or as few as these, once it has so many transfers that clients who take nothing could have
+POOL = 8 * 1024 * 1024  # ... more than so many wait
 _OF_THE_NETWORK = frozenset({errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.ENOTCONN})
 
 
@@ -42,13 +46,40 @@ class Extent:
 class Outlet:
     """A second descriptor of a connection's socket, for as long as a body is sent by it.
 
-    `sent` counts the bytes that went out by it, also while nobody waits for them any more.
+    `sent` counts the bytes of files that went out by it, also while nobody waits for them any more, and `taken` what
+    the client took of them.
     """
 
     def __init__(self, descriptor: int) -> None:
         # The event loop lets nobody wait for one that it has a transport for. Of which family it is does not matter.
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=os.dup(descriptor))
         self.sent = 0
+        self.taken = 0
+
+    def push(self, source: int, offset: int, count: int, room: memoryview) -> int:
+        """Send at most so many bytes of a file from an offset on; returns how many it were, none at the file's end.
+
+        `room` is for what cannot be sent as it lies there. Raises BlockingIOError where the client takes nothing,
+        OSError.
+        """
+        sent = os.sendfile(self.fd, source, offset, count)
+        self.sent += sent
+        self.taken += sent
+        return sent
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the kernel has all that was pushed."""
+        return True
+
+    @contextlib.contextmanager
+    def lent(self) -> Iterator[None]:
+        """While a thread may push."""
+        yield
+
+    def write(self, pieces: Sequence[memoryview]) -> int:
+        """Send some of them; returns how many bytes. Raises BlockingIOError where the client takes nothing, OSError."""
+        return self._socket.sendmsg(pieces)
 
     @property
     def fd(self) -> int:
@@ -91,6 +122,8 @@ class _Transfer:
 
     def is_in_memory(self) -> bool:
         """Whether what comes next can be sent without waiting for the disk, as far as its first byte tells."""
+        if self._offset == self._extent.end:  # what is left has been read, and encrypted
+            return True
         if self._read_until:  # some of it was not: of what follows the system has read a little ahead, and no more
             return self._offset < self._read_until
         try:
@@ -109,7 +142,7 @@ class _Transfer:
                 os.pread(self._extent.handle.fd, PIECE, offset)
         self._read_until = until
 
-    def advance(self, others: int) -> bool:
+    def advance(self, others: int, room: memoryview) -> bool:
         """Send what comes next, beside so many others; returns whether that was the last.
 
         Raises BlockingIOError where the client takes no more, OSError.
@@ -118,12 +151,11 @@ class _Transfer:
             self._outlet.hold_back(holds=True)
         most = SHORTEST if others >= FEW else LONGEST
         stop = min(self._read_until or self._extent.end, self._offset + most)
-        sent = os.sendfile(self.fd, self._extent.handle.fd, self._offset, stop - self._offset)
-        if not sent:
+        sent = self._outlet.push(self._extent.handle.fd, self._offset, stop - self._offset, room[: share(others)])
+        if not sent and self._offset < stop:
             raise too_short()
         self._offset += sent
-        self._outlet.sent += sent
-        return self._offset == self._extent.end
+        return self._offset == self._extent.end and self._outlet.is_empty
 
     def settle(self, error: Exception | None) -> None:
         """It is over: say so to whoever waits for that."""
@@ -146,6 +178,7 @@ class _Sender:
     def __init__(self, readers: ThreadPoolExecutor) -> None:
         self.busy = 0  # transfers
         self._readers = readers
+        self._room = memoryview(bytearray(ROOM))
         self._epoll = select.epoll()
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._bell, select.EPOLLIN)
@@ -198,7 +231,7 @@ class _Sender:
 
     def _advance(self, transfer: _Transfer) -> None:
         try:
-            is_over = transfer.advance(self.busy - 1)
+            is_over = transfer.advance(self.busy - 1, self._room)
         except BlockingIOError:
             self._wait(transfer)
             return
@@ -266,10 +299,15 @@ class Senders:
 async def _watch(transfer: _Transfer, outlet: Outlet, patience: float) -> None:
     """Wait until it is over. Raises TimeoutError where it is the client that keeps it from that."""
     while not transfer.over.done():
-        before = outlet.sent
+        before = outlet.taken
         await asyncio.wait((transfer.over,), timeout=patience)
-        if transfer.is_waiting and outlet.sent == before and not transfer.over.done():
+        if transfer.is_waiting and outlet.taken == before and not transfer.over.done():
             raise TimeoutError
+
+
+def share(others: int) -> int:
+    """How many bytes a transfer may have encrypted at a time, beside so many others of its thread."""
+    return max(LEAST, min(ROOM, POOL // (others + 1)))
 
 
 def _explained(error: Exception) -> Exception:

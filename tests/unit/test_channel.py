@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from proxy.channel import CHUNK, SMALL, Channel
+from proxy.channel import SMALL, Channel
 from proxy.files import Extent, Handle, Senders
 
 
@@ -100,7 +100,7 @@ PATIENCE = 0.02
 async def copied(disk: Disk, response: Written) -> Channel:
     transport = SimpleNamespace(abort=lambda: None)
     request: Any = SimpleNamespace(transport=transport)
-    extent: Any = Extent(disk, 0, CHUNK + 1)  # type: ignore[arg-type]
+    extent: Any = Extent(disk, 0, SMALL + 1)  # type: ignore[arg-type]
     sent_by: Any = response
     async with contextlib.aclosing(Senders(1)) as senders:
         channel = Channel(request, sent_by, senders, PATIENCE)
@@ -111,7 +111,7 @@ async def copied(disk: Disk, response: Written) -> Channel:
 async def test_a_disk_that_takes_its_time_is_no_client_that_does() -> None:
     response = Written()
     channel = await copied(Disk(), response)
-    assert len(response.body) == channel.sent == CHUNK + 1
+    assert len(response.body) == channel.sent == SMALL + 1
 
 
 async def test_a_disk_that_times_out_is_an_error_of_the_file() -> None:
