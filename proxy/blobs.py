@@ -1,11 +1,13 @@
 """Blobs: serve what is stored, join what is coming, start what is missing."""
 
 import asyncio
+import contextlib
 import errno
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 
+from proxy import files
 from proxy.files import Handle
 from proxy.fill import Fill, Means, Result
 from proxy.oci.digest import Digest
@@ -13,7 +15,7 @@ from proxy.oci.errors import OciError, Problem
 from proxy.oci.reference import Repository
 from proxy.origin import Source
 from proxy.permissions import Permissions
-from proxy.reading import Blob, ComingBlob, StoredBlob
+from proxy.reading import SMALL, Blob, ComingBlob, SmallBlob, StoredBlob
 from proxy.spool import End
 from proxy.stores.base import Link
 from proxy.stores.disk import blob_key
@@ -79,9 +81,20 @@ class Blobs:
             link = await self._permissions.granted(repository, digest)
         first = self._verifies and in_part
         handle = None if link is None else await self._stored(repository, digest, link, first=first)
-        if handle is not None:
+        if handle is None:
+            return await self._coming(repository, digest, link)
+        if handle.size > SMALL:
             return StoredBlob(handle, partial(self._take_out, digest, handle), digest if self._verifies else None)
-        return await self._coming(repository, digest, link)
+        with contextlib.closing(handle):
+            body = await self._read(digest, handle)
+        return await self._coming(repository, digest, link) if body is None else SmallBlob(body)
+
+    def is_at_hand(self, repository: Repository, digest: Digest) -> bool:
+        """Whether `open` would find the blob in the store, as far as memory alone can say, which counts as a use."""
+        is_known = self._permissions.is_known(repository, digest) and self._means.blobs.is_known(digest)
+        if is_known:
+            self._means.blobs.used(digest)
+        return is_known
 
     async def _coming(self, repository: Repository, digest: Digest, link: Link | None) -> Blob:
         upstream = self._upstreams[repository.registry]
@@ -190,6 +203,20 @@ class Blobs:
             return None
         self._means.blobs.used(digest)
         return handle
+
+    async def _read(self, digest: Digest, handle: Handle) -> bytes | None:
+        """All of a small blob; None if it was damaged, and is removed to be fetched again. Raises OSError."""
+        try:
+            body = bytes(handle.at_hand(0, handle.size) or await handle.read_all(0, handle.size))
+        except OSError as error:
+            if not files.is_damage(error):
+                raise
+            await self._take_out(digest, handle, "unreadable")
+            return None
+        if Digest.of(body, digest.algorithm) == digest:
+            return body
+        await self._take_out(digest, handle, "rot")
+        return None
 
     async def _take_out(self, digest: Digest, handle: Handle, kind: str, expected: int | None = None) -> None:
         """A stored blob is damaged: the next who wants it gets it from upstream."""

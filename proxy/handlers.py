@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
 
 from aiohttp import web
 from pydantic import SecretStr
@@ -16,12 +15,11 @@ from proxy.encore import LARGEST, Encore
 from proxy.files import Senders
 from proxy.lending import PREFIX, Lending
 from proxy.listings import Answer, Listings
-from proxy.manifests import Manifests, Served
+from proxy.manifests import Manifests
 from proxy.oci import endpoint, reference
 from proxy.oci.digest import Digest
 from proxy.oci.endpoint import Endpoint, Kind
 from proxy.oci.errors import OciError, Problem
-from proxy.oci.reference import Reference, Repository
 from proxy.recorder import Recorder
 from proxy.redirects import Client, Redirects
 from proxy.respond import Broken, Print, Responder
@@ -171,22 +169,27 @@ class Handlers:
         response = await responder.manifest(served)
         if not anew and as_of is None and served.outcome is Outcome.HIT and len(served.manifest.body) <= LARGEST:
             record.status, record.sent = responder.status, responder.sent
-            again = partial(self._encore, request, response, record, (route.repository, wanted), served)
-            repeats.offer(request, response, again)
+            self._offer(
+                request, response, record, served.manifest.body,
+                lambda: self._manifests.get_again(route.repository, wanted) == served,
+            )  # fmt: skip
         return response
 
-    def _encore(
+    def _offer(
         self,
         request: web.BaseRequest,
         response: web.StreamResponse,
         record: Record,
-        asked: tuple[Repository, Reference],
-        served: Served,
-    ) -> Encore:
-        """How a request that has just been answered is answered when it comes again."""
-        body = served.manifest.body if record.sent else b""
-        tally = self._access_log.tally(request, record)
-        return Encore(self._manifests, self._recorder, asked, served, Print.of(request, response, body), tally)
+        body: bytes,
+        holds: Callable[[], bool],
+    ) -> None:
+        """Have a request that has just been answered answered the same when it comes again, as long as that holds."""
+
+        def encore() -> Encore:
+            tally = self._access_log.tally(request, record)
+            return Encore(holds, self._recorder, Print.of(request, response), body, tally)
+
+        repeats.offer(request, response, encore)
 
     async def _blob(
         self, request: web.BaseRequest, responder: Responder, record: Record, asked: Endpoint, route: Route
@@ -209,7 +212,14 @@ class Handlers:
             return await responder.redirect(digest, found)
         with contextlib.closing(found) as blob:
             record.outcome = blob.outcome
-            return await responder.blob(digest, blob)
+            response = await responder.blob(digest, blob)
+            if blob.body is not None and responder.sent == blob.size and self._redirects is None:
+                record.status, record.sent = responder.status, responder.sent
+                self._offer(
+                    request, response, record, blob.body,
+                    lambda: self._blobs.is_at_hand(route.repository, digest),
+                )  # fmt: skip
+            return response
 
     async def _elsewhere(self, request: web.BaseRequest, route: Route, digest: Digest) -> SecretStr | None:
         """Where the client is to get a blob, if that is not here."""

@@ -108,6 +108,7 @@ class Housekeeping:
         changes = await self._tree.read(CHANGES, CHANGES_LIMIT)
         if changes != self._changes:
             self._changes = changes
+            self._store.forget()
             self._repositories.forget()
             self._manifests.forget()
 

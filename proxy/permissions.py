@@ -38,6 +38,10 @@ class Permissions:
                 raise
             return None
 
+    def is_known(self, repository: Repository, digest: Digest) -> bool:
+        """Whether there is a link, as far as memory alone can say."""
+        return self._repositories.is_known(repository, digest)
+
     async def granted(self, repository: Repository, digest: Digest) -> Link:
         """The link; without one, upstream's word. Raises the OciError of an upstream that denies it, or is away."""
         return await self.known(repository, digest) or await self.asked(repository, digest)

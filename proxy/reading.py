@@ -14,14 +14,17 @@ from proxy.origin import Source
 from proxy.spool import End, Spool
 from proxy.telemetry import Outcome
 
+SMALL = 64 * 1024  # bytes up to which a blob is read at once, and held against its digest as a manifest is
 CHUNK = 256 * 1024  # bytes read and sent at a time
 NEAR = 8 * 1024 * 1024  # bytes ahead of the watermark that are worth waiting for
 TRIES = 3  # of a direct stream that breaks off without a byte in between
 
 
 class Blob(Protocol):
-    """A blob that may be sent: its size in bytes, if known, and its bytes."""
+    """A blob that may be sent: its size in bytes, if known, and its bytes; all of them in `body` if they are there."""
 
+    @property
+    def body(self) -> bytes | None: ...
     @property
     def size(self) -> int | None: ...
     @property
@@ -38,12 +41,32 @@ class Blob(Protocol):
     def close(self) -> None: ...
 
 
+class SmallBlob:
+    """A blob that has been read from the store, and is what its digest says."""
+
+    outcome = Outcome.HIT
+
+    def __init__(self, body: bytes) -> None:
+        self.body = body
+        self.size = len(body)
+
+    async def read(self, span: Span | None) -> AsyncGenerator[bytes | Extent]:
+        yield self.body if span is None else self.body[span.start : span.stop]
+
+    async def arriving(self) -> AsyncGenerator[int]:
+        yield self.size
+
+    def close(self) -> None:
+        """There is nothing to let go of."""
+
+
 class StoredBlob:
     """A blob from the store. With a `digest` it is hashed as it is read; if it is wrong, its last piece is withheld.
 
     `discard` takes it out of the store, saying why: the next client gets it from upstream.
     """
 
+    body = None
     outcome = Outcome.HIT
 
     def __init__(self, handle: Handle, discard: Callable[[str], Awaitable[None]], digest: Digest | None = None) -> None:
@@ -88,6 +111,8 @@ class StoredBlob:
 
 class ComingBlob:
     """A blob on its way in: from the spool as it grows, and from upstream where the spool will not get in time."""
+
+    body = None
 
     def __init__(self, source: Source, spool: Spool, size: int | None, outcome: Outcome) -> None:
         self._source = source

@@ -34,23 +34,21 @@ class Broken(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Print:
-    """A whole answer as it went out, to go out again on another date."""
+    """The head of an answer as it went out, up to its date, to go out again on another one."""
 
     before: bytes
-    after: bytes
 
     @classmethod
-    def of(cls, request: web.BaseRequest, response: web.StreamResponse, body: bytes) -> Self:
-        """The print of an answer that has gone out, with this body."""
+    def of(cls, request: web.BaseRequest, response: web.StreamResponse) -> Self:
+        """The print of an answer that has gone out."""
         version = request.version
         lines = [f"HTTP/{version.major}.{version.minor} {response.status} {response.reason}"]
         lines += [f"{name}: {value}" for name, value in response.headers.items() if name != hdrs.DATE]
-        before = "\r\n".join([*lines, f"{hdrs.DATE}: "])
-        return cls(before.encode(), b"\r\n\r\n" + body)
+        return cls("\r\n".join([*lines, f"{hdrs.DATE}: "]).encode())
 
-    def dated(self) -> bytes:
-        """The answer of now."""
-        return b"".join((self.before, rfc822_formatted_time().encode(), self.after))
+    def dated(self, body: bytes) -> bytes:
+        """The answer of now, with this body."""
+        return b"".join((self.before, rfc822_formatted_time().encode(), b"\r\n\r\n", body))
 
 
 class Responder:
@@ -119,11 +117,15 @@ class Responder:
             or blob.size is None
             or not conditional.if_range(self._request.headers.get("If-Range"), digest)
         ):
+            if blob.body is not None:
+                return await self._whole(200, blob.body, OCTETS, headers)
             return await self._stream(await self._begin(200, blob.size, OCTETS, headers), blob.read(None))
         span = asked.resolve(blob.size)
         if span is None:
             return await self._whole(416, b"", None, {**headers, "Content-Range": byterange.unsatisfied(blob.size)})
         headers["Content-Range"] = byterange.content_range(span, blob.size)
+        if blob.body is not None:
+            return await self._whole(206, blob.body[span.start : span.stop], OCTETS, headers)
         return await self._stream(await self._begin(206, span.length, OCTETS, headers), blob.read(span))
 
     async def loan(self, digest: Digest, holder: str, loan: Loan) -> web.StreamResponse:

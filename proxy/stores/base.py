@@ -69,6 +69,9 @@ class BlobStore(Protocol):
     async def remove(self, digest: Digest, damaged: Handle) -> None:
         """Take out a blob that turned out to be damaged, unless another is there by now; readers keep their bytes."""
 
+    def is_known(self, digest: Digest) -> bool:
+        """Whether it was there when last looked for, not long ago: memory alone is asked."""
+
     def used(self, digest: Digest) -> None:
         """Take note that a blob was asked for, for the eviction order."""
 
@@ -78,6 +81,9 @@ class RepositoryStore(Protocol):
 
     async def link(self, repository: Repository, digest: Digest) -> Link | None:
         """The link of a digest, if the repository is known to contain it."""
+
+    def is_known(self, repository: Repository, digest: Digest) -> bool:
+        """Whether there is a link, as far as memory alone can say."""
 
     async def put_link(self, repository: Repository, digest: Digest, link: Link) -> None:
         """Record that upstream confirmed a digest to be in a repository."""

@@ -54,6 +54,7 @@ HISTORY_LIMIT = 256 * 1024  # bytes of a tag's history
 TAG_LOCKS = 16  # files, one of which is locked while a tag is recorded
 LINKS_IN_MEMORY = 65536
 USES_IN_MEMORY = 65536
+BLOBS_IN_MEMORY = 65536  # digests, not bytes
 _SHARD = re.compile(r"blobs(/sha(256|512)(/[0-9a-f]{2})?)?", re.ASCII)
 _LARGEST = 2**63  # bytes that no blob has
 _LONGEST_DIRECTORY = 1024  # characters; a repository's name has 255 at most
@@ -107,9 +108,18 @@ class DiskBlobs:
     def __init__(self, tree: Tree) -> None:
         self.tree = tree
         self._uses: LRUCache[Digest, float] = LRUCache(USES_IN_MEMORY)
+        self._known: LRUCache[Digest, bool] = LRUCache(BLOBS_IN_MEMORY)  # that were there, and are not known to be gone
 
     async def open(self, digest: Digest) -> Handle | None:
-        return await self.tree.open(blob_key(digest))
+        handle = await self.tree.open(blob_key(digest))
+        if handle is None:
+            self._known.pop(digest, None)
+        else:
+            self._known[digest] = True
+        return handle
+
+    def is_known(self, digest: Digest) -> bool:
+        return digest in self._known
 
     async def put(self, digest: Digest, body: bytes) -> None:
         await self.tree.write(blob_key(digest), body, committed=True)
@@ -121,17 +131,24 @@ class DiskBlobs:
         return None
 
     async def remove(self, digest: Digest, damaged: Handle) -> None:
+        self._known.pop(digest, None)
         await hop(lambda: set_aside(self.tree, blob_key(digest), os.fstat(damaged.fd)))
 
     def used(self, digest: Digest) -> None:
         self._uses[digest] = time.time()
 
     async def record_uses(self) -> None:
-        """Write down the uses since the last time: once in a while, not once a request."""
+        """Write down the uses since the last time: once in a while, not once a request. What is gone is known then."""
+        used = {blob_key(digest): digest for digest in self._uses}
         uses = [(blob_key(digest), when) for digest, when in self._uses.items()]
         self._uses.clear()
         if uses:
-            await self.tree.touch(uses)
+            for key in await self.tree.touch(uses):
+                self._known.pop(used[key], None)
+
+    def forget(self) -> None:
+        """Look for everything anew: somebody else may have taken it out."""
+        self._known.clear()
 
 
 class DiskRepositories:
@@ -145,6 +162,9 @@ class DiskRepositories:
 
     async def link(self, repository: Repository, digest: Digest) -> Link | None:
         return await self._link_here(repository, digest)
+
+    def is_known(self, repository: Repository, digest: Digest) -> bool:
+        return (repository, digest) in self._links
 
     async def _link_here(self, repository: Repository, digest: Digest) -> Link | None:
         known = self._links.get((repository, digest))

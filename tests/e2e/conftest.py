@@ -3,12 +3,14 @@
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import moto.s3.models
 import pytest
 from botocore.loaders import create_loader
 from botocore.retries.standard import ExponentialBackoff
 
+from proxy.handlers import Handlers
 from proxy.stores import durable, s3, s3_clients, uploads
 from tests.buckets import TestBucket
 
@@ -35,6 +37,20 @@ async def proxy(upstream: FakeRegistry, store: Path) -> AsyncIterator[Proxy]:
     """A proxy in front of the upstream, as docker.io and the default, with defaults otherwise."""
     async with running(toml(upstream.url), store) as one:
         yield one
+
+
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The paths of the requests that went the ordinary way."""
+    paths: list[str] = []
+    dispatch = Handlers._dispatch
+
+    async def counted(self: Handlers, request: Any, *rest: Any) -> Any:
+        paths.append(request.path)
+        return await dispatch(self, request, *rest)
+
+    monkeypatch.setattr(Handlers, "_dispatch", counted)
+    return paths
 
 
 @pytest.fixture

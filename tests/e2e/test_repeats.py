@@ -2,12 +2,10 @@
 
 import asyncio
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from proxy import encore, repeats
-from proxy.handlers import Handlers
 
 from .harness import DEADLINE, Proxy, running, toml, until
 from .raw_client import RawAnswer, RawClient, connect
@@ -16,20 +14,6 @@ from .upstream import FakeRegistry
 
 REPO = "library/app"
 TAG = f"/v2/{REPO}/manifests/v1"
-
-
-@pytest.fixture
-def parsed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The paths of the requests that went the ordinary way."""
-    paths: list[str] = []
-    dispatch = Handlers._dispatch
-
-    async def counted(self: Handlers, request: Any, *rest: Any) -> Any:
-        paths.append(request.path)
-        return await dispatch(self, request, *rest)
-
-    monkeypatch.setattr(Handlers, "_dispatch", counted)
-    return paths
 
 
 async def thrice(client: RawClient, method: str, target: str, headers: dict[str, str] | None = None) -> list[RawAnswer]:
