@@ -15,7 +15,7 @@ from typing import Any
 import aiofiles.threadpool
 import pytest
 
-from proxy.files import tree
+from proxy.files import cached, tree
 
 SHORT = -1  # half of what was asked for
 NOTHING = -2  # no byte, and no error
@@ -105,6 +105,7 @@ class FaultyDisk:
         monkeypatch.setattr(os, "preadv", self._looking(os.preadv))
         monkeypatch.setattr(os, "sendfile", self._sending(os.sendfile))
         monkeypatch.setattr(os, "pwrite", self._writing(os.pwrite))
+        monkeypatch.setattr(cached, "open_below", self._knowing(cached.open_below))
         monkeypatch.setattr(tree, "open", self._wrapped, raising=False)
         monkeypatch.setattr(aiofiles.threadpool, "sync_open", self._wrapped)
 
@@ -177,6 +178,14 @@ class FaultyDisk:
             if self._is_counting and flags & os.RWF_NOWAIT:
                 raise BlockingIOError
             return real(fd, buffers, offset, flags)
+
+        return call
+
+    def _knowing(self, real: Callable[[int, str], int | None]) -> Callable[[int, str], int | None]:
+        """Nor is the way to any file."""
+
+        def call(root: int, key: str) -> int | None:
+            return None if self._is_counting else real(root, key)
 
         return call
 

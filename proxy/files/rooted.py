@@ -8,6 +8,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from proxy.files import cached
 from proxy.files.calls import GROWING, close_fd, closed_on_error, hop, is_exhausted, try_lock
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -32,6 +33,7 @@ class Rooted:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._fd = -1
+        self._tells = False  # by now it is known that the file system can tell what it has in memory
         self._is_shared = False  # others may put a directory of theirs where one of ours is missing
 
     def open_root(self, directories: Iterable[str]) -> None:
@@ -141,12 +143,17 @@ class Rooted:
             if error.errno in {errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO}:
                 return None
             raise
-        with closed_on_error(fd):
-            is_safe = is_ours(os.fstat(fd))
-        if not is_safe:
-            close_fd(fd)
+        ours = _if_ours(fd)
+        if ours is not None and not self._tells:
+            self._tells = cached.tells(ours)
+        return ours
+
+    def _open_at_once(self, key: str) -> int | None:
+        """As _open(), to read; None as well where that would not be possible without waiting. Not blocking."""
+        if self._is_shared or not self._tells:
             return None
-        return fd
+        fd = cached.open_below(self._fd, key)
+        return None if fd is None else _if_ours(fd)
 
     def _names(self, key: str, status: os.stat_result) -> bool:
         try:
@@ -182,6 +189,16 @@ def _step(fd: int, name: str, create: bool) -> int:
         inner = os.open(name, DIRECTORY, dir_fd=fd)
     close_fd(fd)
     return inner
+
+
+def _if_ours(fd: int) -> int | None:
+    """A descriptor that has just been opened; None, and it is closed, if what it is of is not for us to trust."""
+    with closed_on_error(fd):
+        is_safe = is_ours(os.fstat(fd))
+    if is_safe:
+        return fd
+    close_fd(fd)
+    return None
 
 
 def _is_private(status: os.stat_result) -> bool:

@@ -47,15 +47,12 @@ class Tree(Spools):
         A shared lock keeps it from being evicted while the handle is open. Raises OSError for trouble such as EMFILE
         and EIO, which must not look like absence.
         """
-        return await hop(self._open_committed, key)
+        fd = self._open_at_once(key)
+        return await hop(self._open_committed, key) if fd is None else _committed(fd)
 
     def _open_committed(self, key: str) -> Handle | None:
         fd = self._open(key, os.O_RDONLY)
-        if fd is None:
-            return None
-        with contextlib.suppress(OSError):  # somebody is at it this instant, or there are no locks: the bytes stay ours
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return as_handle(fd)
+        return None if fd is None else _committed(fd)
 
     async def read(self, key: str, limit: int) -> bytes | None:
         """A whole small file; None if there is none, it is not ours, or it is longer than `limit` bytes."""
@@ -275,6 +272,12 @@ class Tree(Spools):
             return look(fd)
         finally:
             close_fd(fd)
+
+
+def _committed(fd: int) -> Handle:
+    with contextlib.suppress(OSError):  # somebody is at it this instant, or there are no locks: the bytes stay ours
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    return as_handle(fd)
 
 
 def _walk(fd: int, prefix: str, strict: bool) -> Iterator[Entry]:

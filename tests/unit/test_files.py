@@ -388,7 +388,7 @@ async def test_what_goes_wrong_as_one_is_cancelled_is_not_complained_of() -> Non
 # Only what is ours
 
 
-@pytest.mark.parametrize("method", ["open", "read"])
+@pytest.mark.parametrize("method", ["open", "open at once", "read"])
 @pytest.mark.parametrize("plant", ["nothing", "symlink", "FIFO", "directory", "hardlink", "writable", "folder link"])
 async def test_what_is_not_ours_is_not_there(tree: Tree, tmp_path: Path, plant: str, method: str) -> None:
     secret = tmp_path / "secret"
@@ -414,7 +414,11 @@ async def test_what_is_not_ours_is_not_there(tree: Tree, tmp_path: Path, plant: 
             (tmp_path / "folder" / "y").write_bytes(b"secret")
             if plant == "folder link":
                 path.parent.symlink_to(tmp_path / "folder")
-    found = await (tree.open("blobs/x/y") if method == "open" else tree.read("blobs/x/y", 100))
+    if method == "open at once":
+        await tree.write(TARGET, b"body", committed=True)
+        assert await tree.open(TARGET) is not None  # the file system is known to tell what it has in memory
+        await hop(os.path.lexists, path)  # and has the way to this one
+    found = await (tree.open("blobs/x/y") if method != "read" else tree.read("blobs/x/y", 100))
     assert found is None
     assert await hop(tree.evict, "blobs/x/y") is False
 

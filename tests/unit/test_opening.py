@@ -1,0 +1,133 @@
+"""What is stored is opened at once where the kernel has the way to it in memory, and else in a thread."""
+
+import errno
+import fcntl
+import os
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proxy.files import Handle, Tree, cached, hop, tree
+from proxy.stores.disk import open_tree
+
+KEY = "blobs/sha256/aa/aa"
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Tree]:
+    """A store's directory with one file that has been opened before."""
+    made = await hop(open_tree, tmp_path / "store")
+    await made.write(KEY, b"body", committed=True)
+    await opened(made)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def hops(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was done in a thread."""
+    made: list[str] = []
+
+    async def counted(call: Callable[..., Any], *args: Any) -> Any:
+        made.append(call.__name__)
+        return await hop(call, *args)
+
+    monkeypatch.setattr(tree, "hop", counted)
+    return made
+
+
+async def opened(store: Tree) -> bytes:
+    """What is in the file, opened anew, which nobody else may lock meanwhile."""
+    handle = await store.open(KEY)
+    assert handle is not None
+    with pytest.raises(BlockingIOError):
+        await hop(lock, store.root / KEY)
+    body = await handle.read(0, handle.size + 1)
+    handle.close()
+    return body
+
+
+def lock(path: Path) -> None:
+    """Lock a file as eviction does."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.close(fd)
+
+
+async def test_what_the_kernel_knows_the_way_to_is_opened_without_a_thread(store: Tree, hops: list[str]) -> None:
+    assert [await opened(store) for _ in range(3)] == [b"body"] * 3
+    assert hops == []
+
+
+async def test_what_is_gone_is_looked_for_in_a_thread_and_not_there(store: Tree, hops: list[str]) -> None:
+    await store.remove(KEY)
+    assert await store.open(KEY) is None
+    assert hops == ["_open_committed"]
+
+
+async def test_a_file_is_opened_in_a_thread_where_the_kernel_will_not_do_it_at_once(
+    store: Tree, hops: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cached, "NUMBER", 1_000_000)  # as on a kernel that does not know the call
+    assert await opened(store) == b"body"
+    assert hops == ["_open_committed"]
+
+
+@pytest.mark.parametrize(("number", "waits"), [(errno.EOPNOTSUPP, True), (errno.EAGAIN, False)])
+async def test_a_file_system_that_cannot_tell_what_it_has_in_memory_is_never_asked_at_once(
+    tmp_path: Path, hops: list[str], monkeypatch: pytest.MonkeyPatch, number: int, waits: bool
+) -> None:
+    def refusing(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "preadv", refusing)
+    made = await hop(open_tree, tmp_path / "store")
+    await made.write(KEY, b"body", committed=True)
+    hops.clear()
+    for _ in range(3):
+        assert await opened(made) == b"body"
+    made.close()
+    assert hops == ["_open_committed"] * (3 if waits else 1)
+
+
+async def test_below_a_root_that_others_may_write_to_every_directory_on_the_way_is_looked_at(
+    tmp_path: Path, hops: list[str]
+) -> None:
+    root = tmp_path / "store"
+    root.mkdir()
+    root.chmod(0o1777)
+    made = await hop(open_tree, root)
+    await made.write(KEY, b"body", committed=True)
+    hops.clear()
+    for _ in range(2):
+        assert await opened(made) == b"body"
+    made.close()
+    assert hops == ["_open_committed"] * 2
+
+
+async def test_a_file_that_cannot_be_looked_at_is_trouble_and_closed(
+    store: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def failing(fd: int) -> os.stat_result:
+        seen.append(fd)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as faulty:
+        faulty.setattr(os, "fstat", failing)
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            await store.open(KEY)
+    assert len(seen) == 1
+    assert not await hop(os.path.lexists, f"/proc/self/fd/{seen[0]}")
+
+
+async def test_a_handle_that_was_opened_at_once_knows_its_size(store: Tree, hops: list[str]) -> None:
+    handle = await store.open(KEY)
+    assert isinstance(handle, Handle)
+    assert (handle.size, hops) == (4, [])
+    handle.close()
