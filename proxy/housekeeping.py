@@ -108,7 +108,6 @@ class Housekeeping:
         changes = await self._tree.read(CHANGES, CHANGES_LIMIT)
         if changes != self._changes:
             self._changes = changes
-            self._store.forget()
             self._repositories.forget()
             self._manifests.forget()
 

@@ -3,8 +3,8 @@
 Everything of the store happens below one root directory, reached component by component from its descriptor with
 O_NOFOLLOW: no link in the tree is ever followed, whoever put it there. What a path names is used only if it is a
 regular file of ours. `rooted` is that way down, `spools` the files that grow, `tree` all the rest; `calls` are the
-calls on what is open, `outside` is for files that an operator names, `scratch` for what lasts as long as processes do,
-`machine` for what the machine says of itself.
+calls on what is open, `cached` opens without a thread what the kernel knows the way to, `outside` is for files that an
+operator names, `scratch` for what lasts as long as processes do, `machine` for what the machine says of itself.
 """
 
 from proxy.files.calls import (

@@ -146,10 +146,6 @@ class DiskBlobs:
             for key in await self.tree.touch(uses):
                 self._known.pop(used[key], None)
 
-    def forget(self) -> None:
-        """Look for everything anew: somebody else may have taken it out."""
-        self._known.clear()
-
 
 class DiskRepositories:
     """Links and tags as small JSON files, written whole and renamed into place."""

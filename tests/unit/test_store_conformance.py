@@ -180,6 +180,20 @@ async def test_what_is_removed_is_gone_but_for_who_reads_it(stores: Stores, dige
     reader.close()
 
 
+async def test_a_blob_is_known_once_it_was_opened_until_it_is_gone(stores: Stores, digest: Digest) -> None:
+    await stores.blobs.put(digest, BODY)
+    assert not stores.blobs.is_known(digest)
+    reader = await stores.blobs.open(digest)
+    assert reader is not None
+    assert stores.blobs.is_known(digest)
+    await stores.blobs.remove(digest, reader)
+    reader.close()
+    assert not stores.blobs.is_known(digest)
+    await stores.blobs.put(digest, BODY)
+    assert await body_of(stores.blobs, digest) == BODY
+    assert stores.blobs.is_known(digest)
+
+
 async def test_what_has_taken_the_place_of_a_damaged_blob_stays(stores: Stores, digest: Digest) -> None:
     await stores.blobs.put(digest, BODY)
     damaged = await stores.blobs.open(digest)
@@ -245,6 +259,8 @@ async def test_a_link_is_corrected(stores: Stores, digest: Digest) -> None:
 )
 async def test_a_link_of_one_repository_is_none_of_another(stores: Stores, digest: Digest, other: Repository) -> None:
     await stores.repositories.put_link(repository(), digest, Link(7))
+    assert stores.repositories.is_known(repository(), digest)
+    assert not stores.repositories.is_known(other, digest)
     assert await stores.repositories.link(other, digest) is None
 
 
