@@ -18,6 +18,7 @@ from proxy.files import Outlet
 RECORD = 16 * 1024  # bytes of plaintext that one record has at most (RFC 8446, 5.1)
 SLICE = 8 * RECORD  # bytes encrypted at a time: OpenSSL's buffer stays as big as it once was, as long as the connection
 HELD = 64 * 1024  # bytes that a client may send while its session is lent, before it is read from no more
+FULL = 8 * 1024 * 1024  # bytes that may wait for a client while it goes on to talk: twice as long as an answer may be
 HANDSHAKE = 60.0  # seconds
 FAREWELL = 30.0  # seconds for which a client may take nothing of what was written before its connection was closed
 
@@ -275,6 +276,9 @@ class Session(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Decrypt it, unless somebody else has the session."""
+        if self._raw.get_write_buffer_size() > FULL:  # TLS itself answers some of what it is told (RFC 8446, 4.6.3)
+            self._raw.abort()
+            return
         if self._secured.is_lent or self._held:
             self._held += data
             if len(self._held) > HELD:

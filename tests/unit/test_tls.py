@@ -363,6 +363,19 @@ async def test_who_writes_more_than_is_taken_is_told_to_wait_and_to_go_on(place:
     await until(lambda: spoken.events[-1] == "resumed")
 
 
+async def test_a_client_that_talks_on_and_takes_nothing_of_what_it_is_answered_is_let_go(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sock, spoken = await place.met()
+    spoken.transport.write(BODY)
+    await asyncio.to_thread(sock.sendall, b"talk")
+    await until(lambda: spoken.data == b"talk")  # an answer may be as long as that
+    monkeypatch.setattr(tls, "FULL", 1000)
+    await asyncio.to_thread(sock.sendall, b"talk")
+    await until(lambda: "lost" in spoken.events)
+    assert spoken.data == b"talk"
+
+
 async def test_a_client_that_says_no_hello_is_let_go(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tls, "HANDSHAKE", 0.1)
     sock = place.plain()
