@@ -208,14 +208,27 @@ class Fill:
             return None  # it cannot be read: what comes takes its name
         if stored is None:
             return None
-        try:
-            await self._granted()
-            self._open(stored, stored.size)
-            self.spool.advance(stored.size)
-        finally:
-            stored.close()
-            await asyncio.shield(self._means.tree.discard_spool(self._key, handle))
+        with contextlib.closing(stored):
+            if not await self._is_right(stored):
+                return None  # it was to be taken out, and could not be: what comes takes its name
+            try:
+                await self._granted()
+                self._open(stored, stored.size)
+                self.spool.advance(stored.size)
+            finally:
+                await asyncio.shield(self._means.tree.discard_spool(self._key, handle))
         return Result(End.VERIFIED)
+
+    async def _is_right(self, stored: Handle) -> bool:
+        """Whether a stored file has the bytes of the digest. Raises OSError."""
+        hasher = self.digest.hasher()
+        try:
+            await files.rehash(stored, hasher)
+        except OSError as error:
+            if not files.is_damage(error):
+                raise
+            return False
+        return self.digest.matches(hasher)
 
     async def _write(self, handle: Handle) -> Result:
         """Write the spool whose lock this process holds: from its beginning, or from where somebody stopped."""

@@ -1,6 +1,8 @@
 """A small blob that is asked for again, byte for byte, comes from memory as long as it would come from the store."""
 
 import asyncio
+import errno
+import os
 import random
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 from proxy import repeats
 from proxy.oci.digest import Digest
 from proxy.reading import SMALL
+from proxy.stores import quarantine as quarantine_of_the_store
 from proxy.stores.disk import announce_change
 from tests.buckets import TestBucket
 
@@ -179,6 +182,25 @@ async def test_a_small_blob_that_rotted_is_not_sent_and_comes_from_upstream_at_o
     assert (upstream.count("GET"), len(quarantined(proxy.store)), proxy.blobs()) == (2, 1, [digest])
     (line,) = [line for line in proxy.log if line["event"] == "blob damaged"]
     assert (line["kind"], line["remedy"]) == ("rot", "fetched again")
+
+
+@pytest.mark.parametrize("store_keys", ["", "verify_on_read = true"])
+async def test_a_small_blob_that_rotted_is_not_sent_though_it_cannot_be_taken_out(
+    upstream: FakeRegistry, store: Path, monkeypatch: pytest.MonkeyPatch, store_keys: str
+) -> None:
+    def refusing(*_: object) -> None:
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
+    digest = upstream.add_blob(REPO, CONFIG)
+    async with running(toml(upstream.url, store=store_keys), store) as proxy:
+        await proxy.get(path_of(digest))
+        await asyncio.to_thread(rotten, proxy.blob_path(digest))
+        monkeypatch.setattr(quarantine_of_the_store, "set_aside", refusing)
+        got = await proxy.get(path_of(digest))
+        assert (got.status, got.body, got.ended) == (200, CONFIG, "complete")
+        await proxy.settled()
+        assert await asyncio.to_thread(proxy.blob_path(digest).read_bytes) == CONFIG
+        assert upstream.count("GET") == 2
 
 
 async def test_while_somebody_records_every_request_is_noted(
