@@ -1,7 +1,7 @@
 """A file opened without a thread, where the kernel has the way to it in memory: openat2(2) with RESOLVE_CACHED.
 
 Waking a thread costs a hundred times what opening takes. Python has no such call, so it is made by its number, which is
-the same on every architecture. A kernel or a container that does not know it refuses, and threads do it as ever.
+the same on every architecture of today. A kernel or a container that does not know it refuses: threads do it as ever.
 """
 
 import ctypes
@@ -9,7 +9,7 @@ import errno
 import os
 
 NUMBER = 437  # of openat2, since Linux 5.6
-NO_SYMLINKS, BENEATH, CACHED = 0x04, 0x08, 0x20  # RESOLVE_*, the last since Linux 5.12
+NO_XDEV, NO_SYMLINKS, BENEATH, CACHED = 0x01, 0x04, 0x08, 0x20  # RESOLVE_*, the last since Linux 5.12
 
 
 class How(ctypes.Structure):
@@ -18,7 +18,8 @@ class How(ctypes.Structure):
     _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
 
 
-TO_READ = How(os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0, NO_SYMLINKS | BENEATH | CACHED)
+# What is mounted further down may be a file system of another kind, of which `tells` has said nothing.
+TO_READ = How(os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0, NO_XDEV | NO_SYMLINKS | BENEATH | CACHED)
 _syscall = ctypes.PyDLL(None).syscall  # which keeps the interpreter's lock: it is not gone for long
 _syscall.restype = ctypes.c_long
 _syscall.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t)
@@ -26,7 +27,7 @@ _syscall.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_char_p, ctypes.c_void
 
 def open_below(root: int, key: str) -> int | None:
     """A descriptor to read what is at a key below an open directory, by no link; None for whatever reason not now."""
-    fd: int = _syscall(NUMBER, root, key.encode(), ctypes.addressof(TO_READ), ctypes.sizeof(TO_READ))
+    fd: int = _syscall(NUMBER, root, os.fsencode(key), ctypes.addressof(TO_READ), ctypes.sizeof(TO_READ))
     return None if fd < 0 else fd
 
 

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from proxy.files import Handle, Tree, cached, hop, tree
 from proxy.stores.disk import open_tree
 
 KEY = "blobs/sha256/aa/aa"
+SHM = Path("/dev/shm")  # noqa: S108  a mount below another, where there is one
 
 
 @pytest.fixture
@@ -131,3 +133,19 @@ async def test_a_handle_that_was_opened_at_once_knows_its_size(store: Tree, hops
     assert isinstance(handle, Handle)
     assert (handle.size, hops) == (4, [])
     handle.close()
+
+
+@pytest.mark.skipif(not SHM.is_mount(), reason="nothing is mounted there")
+def test_what_is_mounted_further_down_is_never_opened_at_once() -> None:
+    with tempfile.NamedTemporaryFile(dir=SHM) as file:
+        place = Path(file.name)
+        for root, key, is_opened in (
+            (place.parent, place.name, True),
+            (place.parent.parent, f"shm/{place.name}", False),
+        ):
+            fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+            opened = cached.open_below(fd, key)
+            os.close(fd)
+            assert (opened is not None) == is_opened
+            if opened is not None:
+                os.close(opened)
