@@ -46,6 +46,14 @@ def bind(listen: Listen, key: str) -> socket.socket:
     return sock
 
 
+def let_go_of_idle(sock: socket.socket, seconds: float) -> None:
+    """Have the kernel drop the connections of a listening socket whose clients take nothing of what was sent.
+
+    While a body is sent we see to that; a connection that was closed with bytes left to send is waited for by nobody.
+    """
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, min(2**31 - 1, int(seconds * 1000)))
+
+
 def _without_noise() -> logging.Logger:
     """aiohttp's logger, without a traceback for every client that does not speak HTTP: a 400 is all it gets."""
     logger = logging.getLogger("aiohttp.server").getChild("entrepot")
@@ -128,6 +136,7 @@ async def serve(
     loop.set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="files"))
     registry = CollectorRegistry()
     certificate = _certificate(config)
+    let_go_of_idle(sock, 2 * config.server.client_stall_timeout)
     async with contextlib.AsyncExitStack() as stack:
         app = await stack.enter_async_context(build(config, log, Metrics(registry)))
         if admin is not None:
