@@ -9,12 +9,14 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from proxy import files
 from proxy.files import Extent, Handle, Outlet, Senders
+from proxy.files.sending import _watch
 
 BODY = os.urandom(8 * 1024 * 1024)  # more than a socket takes at once
 PATIENCE = 30.0
@@ -110,6 +112,31 @@ async def test_a_client_that_takes_nothing_for_too_long_is_given_up(
         await senders.send(client.outlet, Extent(handle, 0, len(BODY)), 0.05)
     assert 0 < client.outlet.sent < len(BODY)
     assert not client.is_held_back
+
+
+class Trickle:
+    """An outlet by which nothing new is sent, while the client takes of what was, a little between any two looks."""
+
+    sent = 0
+
+    def __init__(self, over: asyncio.Future[None]) -> None:
+        self._over = over
+        self._looks = 0
+
+    @property
+    def taken(self) -> int:
+        self._looks += 1
+        if self._looks == 20:
+            self._over.set_result(None)
+        return self._looks
+
+
+async def test_a_client_that_takes_of_what_was_sent_before_is_waited_for() -> None:
+    over = asyncio.get_running_loop().create_future()
+    transfer: Any = SimpleNamespace(over=over, is_waiting=True)
+    outlet: Any = Trickle(over)
+    await _watch(transfer, outlet, 0.001)
+    assert over.done()
 
 
 async def test_a_transfer_that_nobody_waits_for_any_more_leaves_file_and_connection_alone(

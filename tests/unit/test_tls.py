@@ -15,11 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from proxy import tls
-from proxy.files import Extent, Handle, Senders
+from proxy.files import Extent, Handle, Outlet, Senders
 from proxy.tls import Secured, Session
 
 BODY = os.urandom(8 * 1024 * 1024)  # more than a socket takes at once
-PATIENCE = 30.0
+PATIENCE = 25.0  # seconds, less than a test has
 VERSIONS = (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3)
 
 
@@ -30,27 +30,23 @@ class Spoken(asyncio.Protocol):
         self.transport: Any = None
         self.data = b""
         self.events: list[str] = []
-        self._changed = asyncio.Condition()
-
-    def _note(self, event: str) -> None:
-        self.events.append(event)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport
-        self._note("made")
+        self.events.append("made")
 
     def data_received(self, data: bytes) -> None:
         self.data += data
-        self._note("data")
+        self.events.append("data")
 
     def pause_writing(self) -> None:
-        self._note("paused")
+        self.events.append("paused")
 
     def resume_writing(self) -> None:
-        self._note("resumed")
+        self.events.append("resumed")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._note("lost")
+        self.events.append("lost")
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -133,6 +129,7 @@ class Sending:
     def __init__(self, spoken: Spoken, senders: Senders, extent: Extent, patience: float = PATIENCE) -> None:
         assert isinstance(spoken.transport, Secured)
         self._transport = spoken.transport
+        self._sender = senders._senders[0]
         self.outlet = spoken.transport.outlet()
         self.is_lent = asyncio.Event()
         self.task = asyncio.create_task(self._run(senders, extent, patience))
@@ -145,11 +142,15 @@ class Sending:
             await senders.send(self.outlet, extent, patience)
 
     async def blocked(self) -> None:
-        """Until the client takes no more."""
+        """Until the thread waits for the client, and the system has nothing on its way to it any more either."""
         before = -1
-        while self.outlet.taken != before or not before:
+        while not self._is_waiting() or self.outlet.taken != before:
             before = self.outlet.taken
             await asyncio.sleep(0.05)
+
+    def _is_waiting(self) -> bool:
+        transfer = self._sender._registered.get(self.outlet.fd)
+        return transfer is not None and transfer.is_waiting
 
 
 def read(sock: ssl.SSLSocket, count: int) -> bytes:
@@ -239,23 +240,20 @@ async def test_what_a_client_says_meanwhile_is_heard_afterwards_and_in_order(
 async def test_a_client_that_talks_without_listening_is_read_from_no_more_until_it_listens(
     place: Place, senders: Senders, handle: Handle
 ) -> None:
-    sock, spoken = await place.met()
+    reader, writer = await asyncio.open_connection(*place.address, ssl=place.trust)  # a socket is no two threads'
+    await until(lambda: place.spoken[-1].transport)
+    spoken = place.spoken[-1]
     sending = Sending(spoken, senders, Extent(handle, 0, len(BODY)))
     await sending.blocked()
-    talking = asyncio.create_task(asyncio.to_thread(sock.sendall, BODY))
+    writer.write(BODY)
     held = spoken.transport._session._held
-    await until(lambda: len(held) > tls.HELD)
-    before = -1
-    while len(held) != before:
-        before = len(held)
-        await asyncio.sleep(0.05)
-    assert before < len(BODY) // 2
-    assert not talking.done()
-    assert await asyncio.to_thread(read, sock, len(BODY)) == BODY
+    await until(lambda: not spoken.transport._raw.is_reading())
+    assert tls.HELD < len(held) < len(BODY) // 2
+    assert await reader.readexactly(len(BODY)) == BODY
     await sending.task
-    await talking
     await until(lambda: len(spoken.data) == len(BODY))
     assert spoken.data == BODY
+    writer.transport.abort()
 
 
 async def test_what_is_broken_off_ends_with_whole_records_and_a_word(
@@ -308,20 +306,32 @@ async def test_a_file_that_is_shorter_than_it_was_is_no_whole_stretch(
     assert await asyncio.to_thread(rest, sock) == (BODY[-10:], "clean")
 
 
-async def test_a_slow_client_is_waited_for_as_long_as_it_takes_anything(
+async def test_of_a_piece_that_is_encrypted_each_byte_that_the_client_takes_counts(
+    place: Place, handle: Handle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In less than it is waited for, a slow client takes less than is encrypted at once."""
+    _, spoken = await place.met()
+    room = memoryview(bytearray(100_000))
+    takes = iter([1000, None, 500, None])
+
+    def write(_outlet: Outlet, _pieces: object) -> int:
+        if (count := next(takes)) is None:
+            raise BlockingIOError
+        return count
+
+    monkeypatch.setattr(Outlet, "write", write)
+    with contextlib.closing(spoken.transport.outlet()) as outlet:
+        assert await asyncio.to_thread(outlet.push, handle.fd, 0, len(BODY), room) == len(room)
+        assert (outlet.sent, outlet.taken) == (len(room), 1000)
+        with pytest.raises(BlockingIOError):
+            await asyncio.to_thread(outlet.push, handle.fd, len(room), len(BODY), room)
+        assert (outlet.sent, outlet.taken) == (len(room), 1500)
+
+
+async def test_a_client_that_takes_nothing_for_too_long_is_given_up(
     place: Place, senders: Senders, handle: Handle
 ) -> None:
-    """In less than `patience` at a time it takes less than is encrypted at once."""
-    sock, spoken = await place.met()
-    sending = Sending(spoken, senders, Extent(handle, 0, len(BODY)), patience=0.5)
-    await sending.blocked()
-    spoken.transport.get_extra_info("socket")
-    received = b""
-    while len(received) < len(BODY):
-        received += await asyncio.to_thread(read, sock, min(256 * 1024, len(BODY) - len(received)))
-        await asyncio.sleep(0.02)
-    await sending.task
-    assert received == BODY
+    _, spoken = await place.met()
     sending = Sending(spoken, senders, Extent(handle, 0, len(BODY)), patience=0.2)
     with pytest.raises(TimeoutError):
         await sending.task
@@ -394,16 +404,34 @@ async def test_a_client_that_does_not_take_the_end_is_let_go(place: Place, monke
     assert (end, received) == ("torn", BODY[: len(received)])
 
 
-async def test_a_client_that_takes_the_end_slowly_gets_it(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tls, "FAREWELL", 0.5)
-    sock, spoken = await place.met()
-    spoken.transport.write(BODY)
-    spoken.transport.close()
-    received = b""
-    while len(received) < len(BODY):
-        received += await asyncio.to_thread(read, sock, min(512 * 1024, len(BODY) - len(received)))
-        await asyncio.sleep(0.05)
-    assert (received, await asyncio.to_thread(rest, sock)) == (BODY, (b"", "clean"))
+class Leaving:
+    """A transport that has been closed, and what is left in it each time one looks; it is at an end when aborted."""
+
+    def __init__(self, left: list[int]) -> None:
+        self.left = left
+        self.aborted = asyncio.Event()
+
+    def get_write_buffer_size(self) -> int:
+        return self.left.pop(0)
+
+    def close(self) -> None:
+        pass
+
+    def abort(self) -> None:
+        self.aborted.set()
+
+
+async def test_a_client_that_takes_the_end_slowly_is_waited_for_until_it_takes_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tls, "FAREWELL", 0.001)
+    raw: Any = Leaving([50, 40, 30, 29, 29, 28])
+    session = Session(Spoken(), ssl.create_default_context(ssl.Purpose.CLIENT_AUTH))
+    session.connection_made(raw)
+    session.leave()
+    async with asyncio.timeout(PATIENCE):
+        await raw.aborted.wait()
+    assert raw.left == [28]
 
 
 async def test_plain_http_where_tls_is_spoken_is_ended_with_an_alert(place: Place) -> None:
