@@ -17,7 +17,7 @@ from proxy.files import Outlet
 
 RECORD = 16 * 1024  # bytes of plaintext that one record has at most (RFC 8446, 5.1)
 SLICE = 8 * RECORD  # bytes encrypted at a time: OpenSSL's buffer stays as big as it once was, as long as the connection
-HELD = 64 * 1024  # bytes that a client may send while its session is lent, before it is read from no more
+HELD = 64 * 1024  # bytes beyond which a client whose session is lent is read from no more
 FULL = 8 * 1024 * 1024  # bytes that may wait for a client while it goes on to talk: twice as long as an answer may be
 HANDSHAKE = 60.0  # seconds
 FAREWELL = 30.0  # seconds for which a client may take nothing of what was written before its connection was closed
@@ -156,11 +156,11 @@ class Secured(asyncio.Transport):
 
     def _seal(self, data: bytes | bytearray | memoryview) -> None:
         try:
-            self._tls.write(data)
+            for start in range(0, len(data), SLICE):
+                self._tls.write(memoryview(data)[start : start + SLICE])
+                self.flush()
         except ssl.SSLError:
             self.abort()
-        else:
-            self.flush()
 
     def flush(self) -> None:
         """Send what the session has for the client."""
@@ -212,7 +212,7 @@ class Secured(asyncio.Transport):
     # The connection
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """What asyncio's own TLS says, and its transport."""
+        """What there is to know of TLS, as far as aiohttp asks, and of the transport below."""
         own = {"sslcontext": self._tls.context, "ssl_object": self._tls}
         return own.get(name) or self._raw.get_extra_info(name, default)
 
