@@ -1,7 +1,8 @@
 """A file opened without a thread, where the kernel has the way to it in memory: openat2(2) with RESOLVE_CACHED.
 
 Waking a thread costs a hundred times what opening takes. Python has no such call, so it is made by its number, which is
-the same on every architecture of today. A kernel or a container that does not know it refuses: threads do it as ever.
+the same everywhere but on MIPS and Alpha. A kernel or a container that does not know it refuses, and threads do it as
+ever.
 """
 
 import ctypes
