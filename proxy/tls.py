@@ -8,91 +8,15 @@ a session is lent to a thread that sends a stretch of a file (`files.Senders`), 
 import asyncio
 import contextlib
 import math
-import os
 import ssl
-from collections.abc import Iterator, Sequence
 from typing import Any
 
-from proxy.files import Outlet
+from proxy.sealing import RECORD, SLICE, Sealed
 
-RECORD = 16 * 1024  # bytes of plaintext that one record has at most (RFC 8446, 5.1)
-SLICE = 8 * RECORD  # bytes encrypted at a time: OpenSSL's buffer stays as big as it once was, as long as the connection
 HELD = 64 * 1024  # bytes beyond which a client whose session is lent is read from no more
 FULL = 8 * 1024 * 1024  # bytes that may wait for a client while it goes on to talk: twice as long as an answer may be
 HANDSHAKE = 60.0  # seconds
 FAREWELL = 30.0  # seconds for which a client may take nothing of what was written before its connection was closed
-
-
-class Sealed(Outlet):
-    """Sends stretches of files encrypted. Not more than one piece is encrypted before the client has taken it."""
-
-    def __init__(self, descriptor: int, secured: "Secured", session: ssl.SSLObject, sealed: ssl.MemoryBIO) -> None:
-        super().__init__(descriptor)
-        self._secured = secured
-        self._session = session
-        self._sealed = sealed
-        self._left: Sequence[memoryview] = ()
-
-    def push(self, source: int, offset: int, count: int, room: memoryview) -> int:
-        """Encrypt and send what comes next; returns how many bytes of the file it was.
-
-        Raises BlockingIOError where the client takes nothing, ConnectionError, OSError of the file.
-        """
-        self._flush()
-        done = 0
-        while done < count and not self._left:
-            piece = room[: count - done]
-            if not (read := os.preadv(source, [piece], offset + done)):
-                break
-            self._seal(piece[:read])
-            done += read
-            self.sent += read
-            with contextlib.suppress(BlockingIOError):
-                self._flush()
-        return done
-
-    def _seal(self, piece: memoryview) -> None:
-        left = []
-        try:
-            for start in range(0, len(piece), SLICE):
-                self._session.write(piece[start : start + SLICE])
-                left.append(memoryview(self._sealed.read()))
-        except ssl.SSLError as error:  # which is an OSError, but none of the disk
-            raise ConnectionResetError(f"TLS failed: {error.reason}") from None
-        self._left = left
-
-    def _flush(self) -> None:
-        while self._left:
-            taken = self.write(self._left)
-            self.taken += taken
-            self._left = _behind(self._left, taken)
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether the kernel has all that was encrypted."""
-        return not self._left
-
-    def hold_back(self, *, holds: bool) -> None:
-        """Nothing: records do not end where segments do, and what is held back waits for a timer."""
-
-    @contextlib.contextmanager
-    def lent(self) -> Iterator[None]:
-        """While a thread may send by it: nobody else encrypts meanwhile."""
-        self._secured.lend()
-        try:
-            yield
-        finally:
-            left, self._left = b"".join(self._left), ()
-            self._secured.take_back(left)
-
-
-def _behind(pieces: Sequence[memoryview], count: int) -> Sequence[memoryview]:
-    """What is left of them behind so many bytes."""
-    for number, piece in enumerate(pieces):
-        if count < len(piece):
-            return [piece[count:], *pieces[number + 1 :]]
-        count -= len(piece)
-    return ()
 
 
 class Secured(asyncio.Transport):
@@ -113,7 +37,7 @@ class Secured(asyncio.Transport):
 
     def outlet(self) -> Sealed:
         """By which files are sent."""
-        return Sealed(self._raw.get_extra_info("socket").fileno(), self, self._tls, self._sealed)
+        return Sealed(self._raw.get_extra_info("socket").fileno(), self._tls, self._sealed, self)
 
     @property
     def is_lent(self) -> bool:
