@@ -5,6 +5,7 @@ import errno
 import os
 import resource
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 from proxy.files import cached
 
-from .harness import Proxy, open_blobs, running, serving, toml, until
+from .harness import DEADLINE, Proxy, open_blobs, running, serving, toml, until
 from .raw_client import connect
 from .upstream import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, FakeRegistry, descriptor, digest_of
 
@@ -351,8 +352,10 @@ class Disk:
         self._monkeypatch = monkeypatch
         self.calls = 0
 
-    def breaks(self, call: str, number: int, *, after: int = 0, where: str = "/spool/") -> None:
-        """From its `after`-th use on, os.`call` on such files raises an OSError."""
+    def breaks(
+        self, call: str, number: int, *, after: int = 0, where: str = "/spool/", when: threading.Event | None = None
+    ) -> None:
+        """From its `after`-th use on, os.`call` on such files raises an OSError, which it waits for."""
         real = getattr(os, call)
         self.calls = 0
 
@@ -360,6 +363,7 @@ class Disk:
             if where in os.readlink(f"/proc/self/fd/{fd}"):
                 self.calls += 1
                 if self.calls > after:
+                    assert when is None or when.wait(DEADLINE)
                     raise OSError(number, os.strerror(number))
             return real(fd, *args, **kwargs)
 
@@ -448,9 +452,12 @@ async def test_bytes_that_did_not_reach_the_disk_are_not_built_upon(
     upstream: FakeRegistry, proxy: Proxy, disk: Disk
 ) -> None:
     digest = upstream.add_blob(REPO, DATA)
-    disk.breaks("fsync", errno.EIO)
-    got = await proxy.get(f"/v2/{REPO}/blobs/{digest}")
+    has_come = threading.Event()
+    disk.breaks("fsync", errno.EIO, when=has_come)
+    async with connect(proxy.host) as client:
+        got = await client.ask("GET", f"/v2/{REPO}/blobs/{digest}")
     assert (got.ended, got.body) == ("complete", DATA)  # they were right before the disk lost them
+    has_come.set()
     await proxy.settled()
     assert [record["reason"] for record in proxy.log if record["event"] == "fill failed"] == ["the cache's disk fails"]
     assert disk.calls == 1  # a failed fsync is not tried again: the second one would lie
