@@ -16,6 +16,8 @@ from .harness import Proxy, running, toml, until
 from .raw_client import RawClient, connect
 from .upstream import FakeRegistry
 
+pytestmark = pytest.mark.slow  # it takes them seconds to have all that a socket takes
+
 REPO = "library/app"
 MIB = 1024 * 1024
 EIGHT = "max_requests = 8\nconnections_per_blob = 1"  # two for questions, six for downloads, five for one repository

@@ -8,12 +8,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+
 from .harness import Process, running, serving, toml, until
 from .test_export import blobs_of, exported
 from .test_import import imported
 from .test_inventory import entrepot
 from .test_warm import warmed
 from .upstream import FakeRegistry, Image
+
+pytestmark = pytest.mark.slow  # each starts processes
 
 REPO = "library/app"
 
