@@ -32,6 +32,7 @@ BLOBS = 1_000_000
 LAYER = 16 * 1024 * 1024  # bytes of the blob that is pulled
 SECONDS = 8.0  # of pulls, quiet and while looks go on, in turns
 ROUNDS = 3
+STALL = 120.0  # seconds for which a client may take nothing
 WORK = Path(".work")
 
 
@@ -45,7 +46,7 @@ async def serve(folder: Path, url: str) -> None:
     sock = bind(config.server.listen, "bench")
     lines = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
-    async with build(config, quiet(), Metrics(CollectorRegistry())) as app, listening(app.handlers, sock):
+    async with build(config, quiet(), Metrics(CollectorRegistry())) as app, listening(app.handlers, sock, STALL):
         say({"port": sock.getsockname()[1], "memory": peak()})
         while await lines.readline():
             took = []
@@ -106,7 +107,7 @@ async def measure(folder: Path, console: Console) -> None:
     layer = next(path for path, (_, body) in registry.contents.items() if len(body) == LAYER)
     upstream = bind(Listen(host="127.0.0.1", port=0), "bench")
     async with contextlib.AsyncExitStack() as stack:
-        await stack.enter_async_context(listening(registry, upstream))
+        await stack.enter_async_context(listening(registry, upstream, STALL))
         began = time.perf_counter()
         process = await stack.enter_async_context(started(folder, f"http://127.0.0.1:{upstream.getsockname()[1]}"))
         first = await heard(process)

@@ -108,7 +108,7 @@ async def _pulls(plan: Plan, folder: Path, say: Callable[[str], None]) -> list[P
     async with contextlib.AsyncExitStack() as stack:
         upstream_stack = await stack.enter_async_context(contextlib.AsyncExitStack())
         upstream = bind(Listen(host="127.0.0.1", port=0), "demo")
-        await upstream_stack.enter_async_context(listening(registry, upstream))
+        await upstream_stack.enter_async_context(listening(registry, upstream, Server().client_stall_timeout))
         url = f"http://127.0.0.1:{upstream.getsockname()[1]}"
         cold = await stack.enter_async_context(_cache(folder / "one", url))
         herd = await stack.enter_async_context(_cache(folder / "many", url))
@@ -150,7 +150,8 @@ async def _cache(folder: Path, url: str) -> AsyncIterator[str]:
         upstream=(Upstream(registry="demo.example", url=url, default=True, tag_ttl=0),),
     )
     sock = bind(config.server.listen, "demo")
-    async with build(config, quiet(), Metrics(CollectorRegistry())) as app, listening(app.handlers, sock):
+    stall = config.server.client_stall_timeout
+    async with build(config, quiet(), Metrics(CollectorRegistry())) as app, listening(app.handlers, sock, stall):
         yield f"http://127.0.0.1:{sock.getsockname()[1]}"
 
 

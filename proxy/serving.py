@@ -46,12 +46,12 @@ def bind(listen: Listen, key: str) -> socket.socket:
     return sock
 
 
-def let_go_of_idle(sock: socket.socket, seconds: float) -> None:
+def _let_go_of_idle(sock: socket.socket, stall: float) -> None:
     """Have the kernel drop the connections of a listening socket whose clients take nothing of what was sent.
 
     While a body is sent we see to that; a connection that was closed with bytes left to send is waited for by nobody.
     """
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, min(2**31 - 1, int(seconds * 1000)))
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, min(2**31 - 1, int(2 * stall * 1000)))
 
 
 def _without_noise() -> logging.Logger:
@@ -87,9 +87,16 @@ class _SecuredServer(repeats.Server):
 
 @contextlib.asynccontextmanager
 async def listening(
-    handler: Callable[[web.BaseRequest], object], sock: socket.socket, context: ssl.SSLContext | None = None
+    handler: Callable[[web.BaseRequest], object],
+    sock: socket.socket,
+    stall: float,
+    context: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Listener]:
-    """Serve HTTP on a socket. Requests that are still going on at the end are cancelled."""
+    """Serve HTTP on a socket. Requests that are still going on at the end are cancelled.
+
+    `stall`: seconds for which a client may take nothing; the kernel gives it twice that.
+    """
+    _let_go_of_idle(sock, stall)
     make = repeats.Server if context is None else partial(_SecuredServer, context=context)
     server = make(
         handler,
@@ -136,13 +143,15 @@ async def serve(
     loop.set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="files"))
     registry = CollectorRegistry()
     certificate = _certificate(config)
-    let_go_of_idle(sock, 2 * config.server.client_stall_timeout)
+    stall = config.server.client_stall_timeout
     async with contextlib.AsyncExitStack() as stack:
         app = await stack.enter_async_context(build(config, log, Metrics(registry)))
         if admin is not None:
-            await stack.enter_async_context(listening(Admin(config.admin, registry, app.limits, app.desk), admin))
+            await stack.enter_async_context(
+                listening(Admin(config.admin, registry, app.limits, app.desk), admin, stall)
+            )
         context = None if certificate is None else certificate.context
-        listener = await stack.enter_async_context(listening(app.handlers, sock, context))
+        listener = await stack.enter_async_context(listening(app.handlers, sock, stall, context))
         works = [app.housekeeping.run(certificate), app.jobs.run(), app.recorder.run()]
         if app.shared is not None:
             leases = app.shared.replicas.leases

@@ -53,7 +53,7 @@ class Supervisor:
             answering = Admin(
                 self._config.admin, CollectorRegistry(), DiskLimits(tree), Desk(self._config, tree), shared.path
             )
-            async with listening(answering, admin):
+            async with listening(answering, admin, self._config.server.client_stall_timeout):
                 self._log.info("supervising", listen=address(self._sock), admin=address(admin), workers=workers)
                 keepers = [asyncio.create_task(self._keep(shared)) for _ in range(workers)]
                 await signals.stop.wait()

@@ -168,7 +168,7 @@ async def running(
     with contextlib.closing(sock):
         async with (
             build(config, make_logger("json", "debug", stream), metrics) as app,
-            listening(app.handlers, sock, tls) as listener,
+            listening(app.handlers, sock, config.server.client_stall_timeout, tls) as listener,
         ):
             app.handlers.is_ready = True
             host = f"127.0.0.1:{sock.getsockname()[1]}"

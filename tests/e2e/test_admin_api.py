@@ -17,7 +17,7 @@ from proxy.admin import MAX_BODY, Admin
 from proxy.serving import bind, listening
 from proxy.values import Listen
 
-from .harness import Proxy, running, toml
+from .harness import DEADLINE, Proxy, running, toml
 from .raw_client import RawAnswer, RawClient, connect
 from .test_inventory import entrepot as beside
 from .test_inventory import pull
@@ -36,7 +36,7 @@ async def administered(upstream: FakeRegistry, store: Path, more: str = "") -> A
         async with running(text, store, environ={"SECRET": "s3cret"}) as proxy:
             back = bind(Listen(host="127.0.0.1", port=0), "admin.listen")
             admin = Admin(proxy.config.admin, CollectorRegistry(), proxy.app.limits, proxy.app.desk)
-            async with listening(proxy.app.handlers, front), listening(admin, back):
+            async with listening(proxy.app.handlers, front, DEADLINE), listening(admin, back, DEADLINE):
                 yield proxy, f"127.0.0.1:{back.getsockname()[1]}"
 
 

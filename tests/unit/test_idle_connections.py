@@ -6,7 +6,7 @@ import socket
 
 from aiohttp import web
 
-from proxy.serving import bind, let_go_of_idle, listening
+from proxy.serving import bind, listening
 from proxy.values import Listen
 from tests.e2e.harness import until
 
@@ -18,9 +18,8 @@ async def test_a_closed_connection_does_not_wait_for_ever_for_a_client_that_read
         return web.Response(body=bytes(60_000))
 
     with contextlib.closing(bind(Listen(host="127.0.0.1", port=0), "listen")) as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # its connections inherit both
-        let_go_of_idle(sock, 0.5)
-        async with listening(answer, sock) as listener:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # its connections inherit it
+        async with listening(answer, sock, 0.25) as listener:
             with socket.socket() as client:
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
                 client.setblocking(False)

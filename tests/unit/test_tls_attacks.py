@@ -63,7 +63,7 @@ async def place(ca: trustme.CA, handler: Handler) -> AsyncIterator[Place]:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 32768)  # its connections inherit it
         sock.setblocking(False)
-        async with listening(handler, sock, ours) as listener:
+        async with listening(handler, sock, PATIENCE, ours) as listener:
             yield Place(sock, theirs, listener.server)
 
 
