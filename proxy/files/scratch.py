@@ -28,7 +28,8 @@ def scratch(prefix: str, parent: Path) -> Iterator[Scratch]:
     What killed processes have left of that name goes first. That they are gone is known by a lock, which the last of
     them lets go of by its end, and not by a process's number, which another may have by now.
     """
-    sweep(prefix, parent)
+    with contextlib.suppress(OSError):  # where others' cannot be listed they stay
+        sweep(prefix, parent)
     one = _made(prefix, parent)
     try:
         yield one

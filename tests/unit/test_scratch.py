@@ -1,10 +1,12 @@
 """Directories that last as long as processes do: what a killed one left goes, and nothing that is used or not ours."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import tempfile
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -48,6 +50,18 @@ def test_what_killed_processes_left_goes_and_what_others_use_stays(tmp_path: Pat
         left(tmp_path)
         with scratch(PREFIX, tmp_path) as one:
             assert names(tmp_path) == {used.path.name, one.path.name}
+
+
+def test_where_what_was_left_cannot_be_listed_it_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(_: Path) -> NoReturn:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    path = left(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "iterdir", refused)
+        with scratch(PREFIX, tmp_path) as one:
+            assert one.path.exists()
+            assert path.exists()
 
 
 def test_what_a_worker_still_uses_stays_though_who_made_it_was_killed(tmp_path: Path) -> None:
