@@ -167,7 +167,7 @@ class Handlers:
         if self._recorder.is_on:
             self._recorder.note(request.remote, "manifest", route.repository, wanted, served.manifest.digest)
         response = await responder.manifest(served)
-        if not anew and as_of is None and served.outcome is Outcome.HIT and len(served.manifest.body) <= LARGEST:
+        if not anew and as_of is None and served.outcome is Outcome.HIT:
             record.status, record.sent = responder.status, responder.sent
             self._offer(
                 request, response, record, served.manifest.body,
@@ -189,7 +189,8 @@ class Handlers:
             tally = self._access_log.tally(request, record)
             return Encore(holds, self._recorder, Print.of(request, response), body, tally)
 
-        repeats.offer(request, response, encore)
+        if len(body) <= LARGEST:
+            repeats.offer(request, response, encore)
 
     async def _blob(
         self, request: web.BaseRequest, responder: Responder, record: Record, asked: Endpoint, route: Route

@@ -139,12 +139,11 @@ class DiskBlobs:
 
     async def record_uses(self) -> None:
         """Write down the uses since the last time: once in a while, not once a request. What is gone is known then."""
-        used = {blob_key(digest): digest for digest in self._uses}
-        uses = [(blob_key(digest), when) for digest, when in self._uses.items()]
+        uses = {blob_key(digest): (digest, when) for digest, when in self._uses.items()}
         self._uses.clear()
         if uses:
-            for key in await self.tree.touch(uses):
-                self._known.pop(used[key], None)
+            for key in await self.tree.touch((key, when) for key, (_, when) in uses.items()):
+                self._known.pop(uses[key][0], None)
 
 
 class DiskRepositories:
