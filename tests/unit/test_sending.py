@@ -7,7 +7,7 @@ import os
 import select
 import socket
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,21 +18,9 @@ from proxy import files
 from proxy.files import Extent, Handle, Outlet, Senders
 from proxy.files.sending import _watch
 
-BODY = os.urandom(8 * 1024 * 1024)  # more than a socket takes at once
+from .stretches import BODY
+
 PATIENCE = 30.0
-
-
-@pytest.fixture
-def handle(tmp_path: Path) -> Iterator[Handle]:
-    (tmp_path / "file").write_bytes(BODY)
-    with contextlib.closing(Handle(os.open(tmp_path / "file", os.O_RDONLY), len(BODY))) as one:
-        yield one
-
-
-@pytest.fixture
-async def senders() -> AsyncIterator[Senders]:
-    async with contextlib.aclosing(Senders(1)) as one:
-        yield one
 
 
 class Client:

@@ -5,8 +5,7 @@ import contextlib
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -18,7 +17,8 @@ from proxy import tls
 from proxy.files import Extent, Handle, Outlet, Senders
 from proxy.tls import Secured, Session
 
-BODY = os.urandom(8 * 1024 * 1024)  # more than a socket takes at once
+from .stretches import BODY
+
 PATIENCE = 25.0  # seconds, less than a test has
 VERSIONS = (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3)
 
@@ -108,19 +108,6 @@ async def place(authority: trustme.CA, request: pytest.FixtureRequest) -> AsyncI
             if one.transport is not None:
                 one.transport.abort()
         await until(lambda: all(one.transport is None or "lost" in one.events for one in spoken))
-
-
-@pytest.fixture
-def handle(tmp_path: Path) -> Iterator[Handle]:
-    (tmp_path / "file").write_bytes(BODY)
-    with contextlib.closing(Handle(os.open(tmp_path / "file", os.O_RDONLY), len(BODY))) as one:
-        yield one
-
-
-@pytest.fixture
-async def senders() -> AsyncIterator[Senders]:
-    async with contextlib.aclosing(Senders(1)) as one:
-        yield one
 
 
 class Sending:
