@@ -9,14 +9,13 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from prometheus_client import CollectorRegistry
 
-from proxy import files, repeats, trust
+from proxy import files, nearby, repeats, trust
 from proxy.admin import Admin
 from proxy.advertising import advertised
 from proxy.app import App, build
@@ -74,15 +73,25 @@ class Listener:
             await asyncio.sleep(FLUSH)
 
 
-class _SecuredServer(repeats.Server):
-    """Speaks HTTP over TLS."""
+class _Server(repeats.Server):
+    """Speaks HTTP, over TLS if it has a context; `system`: the congestion control of clients that are elsewhere."""
 
-    def __init__(self, handler: Callable[[web.BaseRequest], Any], context: ssl.SSLContext, **settings: Any) -> None:
+    def __init__(
+        self,
+        handler: Callable[[web.BaseRequest], Any],
+        context: ssl.SSLContext | None,
+        system: bytes | None,
+        **settings: Any,
+    ) -> None:
         super().__init__(handler, **settings)
         self._context = context
+        self._system = system
 
-    def __call__(self) -> Session:  # type: ignore[override]  # aiohttp hands it to the event loop, and no more
-        return Session(super().__call__(), self._context)
+    def __call__(self) -> asyncio.Protocol:  # type: ignore[override]  # aiohttp hands it to the event loop, and no more
+        protocol: asyncio.Protocol = super().__call__()
+        if self._context is not None:
+            protocol = Session(protocol, self._context)
+        return protocol if self._system is None else nearby.Arrival(protocol, self._system)
 
 
 @contextlib.asynccontextmanager
@@ -97,9 +106,10 @@ async def listening(
     `stall`: seconds for which a client may take nothing; the kernel gives it twice that.
     """
     _let_go_of_idle(sock, stall)
-    make = repeats.Server if context is None else partial(_SecuredServer, context=context)
-    server = make(
+    server = _Server(
         handler,
+        context,
+        nearby.begin_unpaced(sock),
         handler_cancellation=True,
         logger=_without_noise(),
         access_log=None,
