@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import resource
+import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
@@ -13,6 +14,7 @@ from pathlib import Path
 from benchmarks.certificate import Certificate
 from benchmarks.contents import MANIFEST, REPOSITORY, TAG, Image
 from benchmarks.servers import Place, free_port, process, program
+from proxy import nearby
 
 Start = Callable[[str, Path], AbstractAsyncContextManager[Place]]
 
@@ -117,8 +119,12 @@ async def nginx(
     workers: int = 1,
     tls: Certificate | None = None,
     log: Path | None = None,
+    is_unpaced: bool = False,
 ) -> AsyncIterator[Place]:
-    """The image's files, sent by the kernel; `log`: a file with a line of JSON for each request, when it is done."""
+    """The image's files, sent by the kernel; `log`: a file with a line of JSON for each request, when it is done.
+
+    `is_unpaced`: its listening sockets are made here as Entrepot makes its own, since nginx has no word for that.
+    """
     # What a registry says besides the bytes, so that it can stand in for one. Names of files have no types there.
     locations = f"""
         root {image.root};
@@ -129,7 +135,7 @@ async def nginx(
             default_type {MANIFEST};
             add_header Docker-Content-Digest {image.manifest.digest};
         }}"""
-    async with _nginx(folder, locations, workers=workers, tls=tls, log=log) as place:
+    async with _nginx(folder, locations, workers=workers, tls=tls, log=log, is_unpaced=is_unpaced) as place:
         yield place
 
 
@@ -157,7 +163,7 @@ async def proxy_cache(upstream: str, folder: Path, *, workers: int = 1) -> Async
 
 
 @contextlib.asynccontextmanager
-async def _nginx(
+async def _nginx(  # noqa: PLR0913  each of them by its name
     folder: Path,
     locations: str,
     *,
@@ -165,6 +171,7 @@ async def _nginx(
     workers: int = 1,
     tls: Certificate | None = None,
     log: Path | None = None,
+    is_unpaced: bool = False,
 ) -> AsyncIterator[Place]:
     port = free_port()
     pem = "" if tls is None else f"ssl_certificate {tls.chain};\n        ssl_certificate_key {tls.key};"
@@ -199,8 +206,18 @@ http {{
 }}
 """)
     command = [program("nginx") or "nginx", "-p", str(folder), "-e", str(folder / "error.log"), "-c", str(config)]
-    async with process(command, port, log=folder / "nginx.log") as place:
-        yield replace(place, is_tls=tls is not None)
+    with contextlib.ExitStack() as stack:
+        made = [stack.enter_context(_unpaced(port)).fileno() for _ in range(workers)] if is_unpaced else []
+        env = {"NGINX": "".join(f"{fd};" for fd in made)} if made else None  # as one nginx hands them to the next
+        async with process(command, port, env, log=folder / "nginx.log", inherited=made) as place:
+            yield replace(place, is_tls=tls is not None)
+
+
+def _unpaced(port: int) -> socket.socket:
+    """One of as many sockets as there are workers that listen on a port."""
+    sock = socket.create_server(("127.0.0.1", port), backlog=4096, reuse_port=True)
+    nearby.begin_unpaced(sock)
+    return sock
 
 
 def sent(log: Path) -> int:

@@ -17,6 +17,7 @@ from benchmarks.drain import Load
 from benchmarks.load import drain
 from benchmarks.servers import Place
 from benchmarks.upstream import own
+from proxy import nearby
 
 GIGABIT = 125e6  # bytes a second
 QUIET = 0.1  # seconds without work after which an upstream has nothing more to send
@@ -33,6 +34,13 @@ def static(image: Image, workers: int, tls: Certificate | None = None) -> Conten
     """nginx with the image's files: what this machine can do."""
     name = "nginx" if workers == 1 else f"nginx, {workers} workers"
     return Contender(name, partial(contenders.nginx, image, workers=workers, tls=tls), "nginx")
+
+
+def unpaced(image: Image, workers: int) -> list[Contender]:
+    """The same with connections that the kernel does not pace, as Entrepot's to this machine; none if it never does."""
+    name = f"nginx, {workers} workers, unpaced"
+    serve = partial(contenders.nginx, image, workers=workers, is_unpaced=True)
+    return [] if nearby.paced() is None else [Contender(name, serve, "nginx")]
 
 
 def cache(workers: int, tls: Certificate | None = None) -> Contender:

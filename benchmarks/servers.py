@@ -44,12 +44,22 @@ def program(name: str) -> str | None:
 
 @contextlib.asynccontextmanager
 async def process(
-    command: Sequence[str], port: int, env: Mapping[str, str] | None = None, *, log: Path | None = None
+    command: Sequence[str],
+    port: int,
+    env: Mapping[str, str] | None = None,
+    *,
+    log: Path | None = None,
+    inherited: Sequence[int] = (),
 ) -> AsyncIterator[Place]:
-    """A server, once it listens; what it says goes into a file, or nowhere. In the end all its processes are gone."""
+    """A server, once it listens; what it says goes into a file, or nowhere. In the end all its processes are gone.
+
+    `inherited`: descriptors that it gets, under the same numbers.
+    """
     with contextlib.ExitStack() as stack:
         out = subprocess.DEVNULL if log is None else stack.enter_context(log.open("ab"))
-        one = await asyncio.create_subprocess_exec(*command, stdout=out, stderr=out, env={**os.environ, **(env or {})})
+        one = await asyncio.create_subprocess_exec(
+            *command, stdout=out, stderr=out, env={**os.environ, **(env or {})}, pass_fds=inherited
+        )
         try:
             await _listens(one, port, command[0])
             yield Place(f"127.0.0.1:{port}", one.pid)

@@ -21,6 +21,7 @@ from benchmarks.scene import (
     size_name,
     started,
     static,
+    unpaced,
     whole,
 )
 from benchmarks.servers import Place
@@ -70,7 +71,9 @@ async def _sized(bench: Bench, size: int, tls: Certificate | None, counts: Seque
     """A blob of one size. The peers are there once, with what is neither small nor too large for their memory."""
     async with origin(bench, [size]) as upstream:
         [blob] = upstream.image.layers
-        others = [PROXY_CACHE, plain(upstream.image), PULL_THROUGH, VARNISH] if size == 64 * MIB and tls is None else []
+        others = [] if tls is not None or size == SMALL else unpaced(upstream.image, 2)
+        if size == 64 * MIB and tls is None:
+            others += [PROXY_CACHE, plain(upstream.image), PULL_THROUGH, VARNISH]
         async with started(bench, upstream, [*_both(upstream.image, tls), *others]) as places:
             for one, place in places.items():
                 with bench.sparing(one):
