@@ -30,7 +30,8 @@ from proxy.rounds import Stock
 from proxy.scrubbing import Scrubber
 from proxy.stores import uploads
 from proxy.stores.base import LimitStore, RepositoryStore
-from proxy.stores.disk import open_tree, spool_key
+from proxy.stores.directory import open_tree
+from proxy.stores.keys import spool_key
 from proxy.stores.limits import DiskLimits
 from proxy.telemetry import Logger, Metrics
 from proxy.tier import Shared, open_tier

@@ -18,7 +18,7 @@ from proxy.permissions import Permissions
 from proxy.reading import SMALL, Blob, ComingBlob, SmallBlob, StoredBlob
 from proxy.spool import End
 from proxy.stores.base import Link
-from proxy.stores.disk import blob_key
+from proxy.stores.keys import blob_key
 from proxy.telemetry import Metrics, Outcome
 from proxy.upstream import Upstream
 from proxy.vouching import Vouching

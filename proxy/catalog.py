@@ -17,8 +17,16 @@ from proxy.oci.history import END, Move
 from proxy.oci.manifest import INDEXES, Manifest, ManifestInvalid
 from proxy.oci.platform import Platform, of_config, of_index
 from proxy.oci.reference import Repository, Tag
-from proxy.stores import disk
 from proxy.stores.base import Link, Pin, TagRecord
+from proxy.stores.keys import Record, blob_digest, blob_key, parse_key
+from proxy.stores.records import (
+    limit,
+    parse_history,
+    parse_link,
+    parse_pin,
+    parse_record,
+    parse_tag,
+)
 
 CONFIG_LIMIT = 1024 * 1024  # bytes of a config that is read for its platform
 
@@ -105,7 +113,7 @@ class Catalog:
     @cached_property
     def blobs(self) -> Mapping[Digest, int]:
         """The blobs that are there, and their sizes in bytes."""
-        found = ((disk.blob_digest(entry.key), entry.size) for entry in self._tree.scan("blobs"))
+        found = ((blob_digest(entry.key), entry.size) for entry in self._tree.scan("blobs"))
         return {digest: size for digest, size in found if digest is not None}
 
     @cached_property
@@ -113,9 +121,8 @@ class Catalog:
         """What is known of each repository; a record that cannot be read is passed over, as pulls do."""
         found: defaultdict[Repository, Contents] = defaultdict(Contents)
         for entry in (*self._tree.scan("repositories"), *self._tree.scan("pins")):
-            record = disk.parse_key(entry.key)
-            limit = disk.HISTORY_LIMIT if record is not None and record.kind == "history" else disk.RECORD_LIMIT
-            body = None if record is None else _body(self._tree, entry.key, limit)
+            record = parse_key(entry.key)
+            body = None if record is None else _body(self._tree, entry.key, limit(record.kind))
             if record is not None and body is not None:
                 _add(found[record.repository], record, body, entry.used)
         return found
@@ -196,7 +203,7 @@ class Catalog:
     def _platform(self, found: Manifest) -> Platform | None:
         """As the config says, which comes first of what a manifest names."""
         first = next((one for one in found.descriptors if one.size <= CONFIG_LIMIT), None)
-        body = None if first is None else _body(self._tree, disk.blob_key(first.digest), CONFIG_LIMIT)
+        body = None if first is None else _body(self._tree, blob_key(first.digest), CONFIG_LIMIT)
         return None if body is None else of_config(body)
 
     def _manifest(self, digest: Digest, link: Link) -> Manifest | None:
@@ -213,7 +220,7 @@ class Catalog:
 
 def read_manifest(tree: Tree, digest: Digest, media_type: str) -> Manifest | None:
     """A manifest of that media type; None if it is not there, damaged, or none."""
-    body = _body(tree, disk.blob_key(digest), manifest.MAX_BYTES)
+    body = _body(tree, blob_key(digest), manifest.MAX_BYTES)
     if body is None or Digest.of(body, digest.algorithm) != digest:
         return None
     try:
@@ -232,16 +239,16 @@ def _body(tree: Tree, key: str, limit: int) -> bytes | None:
         return None
 
 
-def _add(contents: Contents, record: disk.Record, body: bytes, used: float) -> None:
-    parsed = disk.parse_record(body)
+def _add(contents: Contents, record: Record, body: bytes, used: float) -> None:
+    parsed = parse_record(body)
     if parsed is None:
         return
     name = record.name
-    if record.kind == "tag" and isinstance(name, Tag) and (tag := disk.parse_tag(parsed)) is not None:
+    if record.kind == "tag" and isinstance(name, Tag) and (tag := parse_tag(parsed)) is not None:
         contents.tags[name] = tag
-    elif record.kind == "link" and isinstance(name, Digest) and (link := disk.parse_link(parsed)) is not None:
+    elif record.kind == "link" and isinstance(name, Digest) and (link := parse_link(parsed)) is not None:
         contents.links[name], contents.pulled[name] = link, used if 0 <= used < END else 0.0
     elif record.kind == "history" and isinstance(name, Tag):
-        contents.histories[name] = disk.parse_history(parsed)
-    elif record.kind == "pin" and (pin := disk.parse_pin(parsed)) is not None:
+        contents.histories[name] = parse_history(parsed)
+    elif record.kind == "pin" and (pin := parse_pin(parsed)) is not None:
         contents.pins[name] = pin

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from proxy.candidates import SMALL
 from proxy.sections import S3
-from proxy.stores.disk import blob_digest
+from proxy.stores.keys import blob_digest
 from proxy.stores.s3 import Bucket
 from proxy.stores.s3_errors import BucketError
 from proxy.uses import SLACK, short, told

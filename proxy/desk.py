@@ -21,10 +21,12 @@ from proxy.oci.lifecycle import PolicyInvalid, parse
 from proxy.oci.ratelimit import as_utc
 from proxy.oci.reference import Reference, Repository, Tag
 from proxy.routing import image as resolve
-from proxy.stores import disk, quarantine
+from proxy.stores import quarantine
 from proxy.stores.base import Pin, TagRecord
-from proxy.stores.disk import DiskRepositories, announce_change
+from proxy.stores.directory import announce_change
+from proxy.stores.disk import DiskRepositories
 from proxy.stores.limits import DiskLimits
+from proxy.stores.records import read_history, read_tag
 
 Answer = dict[str, Any]
 Ask = Callable[[Repository, Reference], Awaitable[Told]]
@@ -117,7 +119,7 @@ class Desk:
     def unfreeze(self, names: Sequence[str]) -> list[Answer]:
         """Have upstream asked again."""
         parsed = [self._tag(name) for name in names]
-        records = [(repository, tag, disk.read_tag(self._tree, repository, tag)) for repository, tag in parsed]
+        records = [(repository, tag, read_tag(self._tree, repository, tag)) for repository, tag in parsed]
         thawed = [
             (repository, tag, replace(record, is_frozen=False))
             for repository, tag, record in records
@@ -133,10 +135,10 @@ class Desk:
         return repository, reference
 
     def _frozen(self, name: str, repository: Repository, tag: Tag, when: float | None) -> TagRecord:
-        record = disk.read_tag(self._tree, repository, tag)
+        record = read_tag(self._tree, repository, tag)
         digest = None if record is None else record.digest
         if when is not None:
-            digest = history.as_of(disk.read_history(self._tree, repository, tag), when)
+            digest = history.as_of(read_history(self._tree, repository, tag), when)
         if digest is None:
             then = "" if when is None else f" as of {as_utc(when)}"
             raise OciError(

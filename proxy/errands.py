@@ -13,7 +13,7 @@ from proxy.jobs import Job
 from proxy.origin import Replicas
 from proxy.rounds import Round, Stock
 from proxy.scrubbing import Scrubber
-from proxy.stores.disk import announce_change
+from proxy.stores.directory import announce_change
 from proxy.stores.durable import Durable
 from proxy.stores.leases import DIRECTORY as LEASES
 from proxy.telemetry import Logger, Metrics

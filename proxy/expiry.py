@@ -22,7 +22,7 @@ from typing import IO, Any
 from proxy import lifecycle
 from proxy.beside import NICENESS, beside
 from proxy.lifecycle import Policies
-from proxy.stores.disk import announce_change, open_tree
+from proxy.stores.directory import announce_change, open_tree
 
 AT_ONCE = 50  # images that go before it is asked again what has been pulled
 

@@ -17,7 +17,8 @@ from proxy.oci.layout import Entry, Layout, Loadable
 from proxy.oci.manifest import INDEXES, MOST_NESTED, Descriptor, Manifest
 from proxy.oci.platform import Platform, is_wanted, of_index
 from proxy.oci.reference import Reference, Repository, Tag
-from proxy.stores import disk
+from proxy.stores.keys import blob_key
+from proxy.stores.records import read_link, read_tag
 from proxy.warming import Parts
 
 
@@ -56,7 +57,7 @@ class Exporting:
         """What a reference stands for, as far as the cache knows."""
         if isinstance(reference, Digest):
             return reference
-        record = disk.read_tag(self._tree, repository, reference)
+        record = read_tag(self._tree, repository, reference)
         return None if record is None else record.digest
 
     def image(self, repository: Repository, reference: Reference, digest: Digest) -> Exported:
@@ -81,7 +82,7 @@ class Exporting:
         """What was recorded of a repository, by its tags and the manifests on top. Raises ExportFailed, OSError."""
         manifests = {digest: self._manifest(repository, digest) for digest in parts.manifests}
         absent = [digest for digest, one in manifests.items() if one is None]
-        absent += [digest for digest in parts.blobs if self._tree.size(disk.blob_key(digest)) is None]
+        absent += [digest for digest in parts.blobs if self._tree.size(blob_key(digest)) is None]
         if absent:
             raise ExportFailed(f"{len(absent)} of what was recorded of it are not cached")
         known = {digest: one for digest, one in manifests.items() if one is not None}
@@ -115,7 +116,7 @@ class Exporting:
             found.parts.append((platform, top))
             for one in top.descriptors:
                 if not one.is_elsewhere:
-                    there = self._tree.size(disk.blob_key(one.digest)) == one.size
+                    there = self._tree.size(blob_key(one.digest)) == one.size
                     (found.blobs if there else found.missing)[one.digest] = one.size
             return
         sizes = {one.digest: one.size for one in top.descriptors}
@@ -131,7 +132,7 @@ class Exporting:
             self._gather(repository, inner, what, found, depth - 1)
 
     def _manifest(self, repository: Repository, digest: Digest) -> Manifest | None:
-        link = disk.read_link(self._tree, repository, digest)
+        link = read_link(self._tree, repository, digest)
         return None if link is None or link.media_type is None else read_manifest(self._tree, digest, link.media_type)
 
     def _loadable(self, found: _Found) -> Loadable | None:
@@ -192,7 +193,7 @@ def _loadable(images: Sequence[Exported], blobs: Mapping[Digest, int]) -> Mappin
 
 async def _blob(tree: Tree, digest: Digest, writer: Writer, arrived: Callable[[int], None]) -> None:
     """One blob, hashed as it is written."""
-    handle = await tree.open(disk.blob_key(digest))
+    handle = await tree.open(blob_key(digest))
     if handle is None:
         raise ExportFailed(f"{digest} has gone from the cache meanwhile: pin what is to be exported")
     hasher, done = digest.hasher(), 0

@@ -22,7 +22,7 @@ from proxy.permissions import Permissions
 from proxy.reservation import Reservation
 from proxy.spool import End, Spool
 from proxy.stores.base import BlobStore, Link
-from proxy.stores.disk import blob_key
+from proxy.stores.keys import blob_key
 from proxy.tee import Growth
 from proxy.telemetry import Logger
 from proxy.tier import Shared

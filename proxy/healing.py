@@ -12,8 +12,10 @@ from proxy.manifests import Manifests
 from proxy.oci.digest import Digest
 from proxy.oci.errors import OciError
 from proxy.oci.reference import Repository
-from proxy.stores import disk
 from proxy.stores.base import BlobStore, Link
+from proxy.stores.directory import announce_change
+from proxy.stores.keys import Record, blob_digest, parse_key
+from proxy.stores.records import holders
 
 AT_ONCE = 2  # blobs that are fetched again at a time: clients come first
 MOST_NAMED = 5  # repositories that are named of all that have something
@@ -53,7 +55,7 @@ class Damage:
     @property
     def digest(self) -> Digest | None:
         """Of which blob it has the place."""
-        return disk.blob_digest(self.key) if self.key.startswith("blobs/") else None
+        return blob_digest(self.key) if self.key.startswith("blobs/") else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,7 @@ class Healing:
     async def heal(self, found: Sequence[Damage], *, fetch: bool = True) -> list[Finding]:
         """Have it all again, as far as that can be. Without `fetch` it is only said what is missing. Raises OSError."""
         if any(damage.kind is Kind.RECORD for damage in found):
-            await disk.announce_change(self._tree)  # what workers remember of it would keep it from being written anew
+            await announce_change(self._tree)  # what workers remember of it would keep it from being written anew
         digests = {damage.digest for damage in found if damage.digest is not None}
         linked = await hop(self._linked, digests)
         async with asyncio.TaskGroup() as group:
@@ -92,7 +94,7 @@ class Healing:
 
     def _linked(self, digests: Collection[Digest]) -> Mapping[Digest, Links]:
         found: defaultdict[Digest, list[tuple[Repository, Link]]] = defaultdict(list)
-        for digest, repository, link in disk.holders(self._tree, digests):
+        for digest, repository, link in holders(self._tree, digests):
             found[digest].append((repository, link))
         return found
 
@@ -114,7 +116,7 @@ class Healing:
 
     def _without_digest(self, damage: Damage) -> Finding:
         """A stranger is missed by nobody. A link or tag is asked for anew; what only we knew is lost."""
-        record = disk.parse_key(damage.key)
+        record = parse_key(damage.key)
         if record is None:
             return Finding(damage, damage.kind, Fate.MOVED)
         if record.kind == "pin":
@@ -158,6 +160,6 @@ class Healing:
         return ""
 
 
-def _name(record: disk.Record) -> str:
+def _name(record: Record) -> str:
     mark = "@" if isinstance(record.name, Digest) else ":"
     return f"{record.repository}{mark}{record.name}"

@@ -10,7 +10,8 @@ from proxy.certificates import Certificate
 from proxy.eviction import Space
 from proxy.manifests import Manifests
 from proxy.stores import quarantine
-from proxy.stores.disk import BOOT, BOOT_LIMIT, CHANGES, CHANGES_LIMIT, DiskBlobs, DiskRepositories
+from proxy.stores.directory import BOOT, BOOT_LIMIT, CHANGES, CHANGES_LIMIT
+from proxy.stores.disk import DiskBlobs, DiskRepositories
 from proxy.telemetry import Logger, Metrics
 from proxy.upstream import Upstream
 

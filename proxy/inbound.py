@@ -27,13 +27,13 @@ from proxy.migrating import (
     Outcome,
     Pauses,
     is_of,
-    limit,
     supersedes,
 )
 from proxy.oci.reference import Tag
-from proxy.stores import disk
 from proxy.stores.disk import DiskBlobs, DiskRepositories
+from proxy.stores.keys import blob_digest, parse_key, spool_key
 from proxy.stores.ledger import rounded
+from proxy.stores.records import is_known_record, limit, parse_record, parse_tag
 from proxy.stores.s3 import ObjectStream, Stored
 from proxy.stores.s3_errors import BucketError
 from proxy.telemetry import quiet
@@ -57,7 +57,7 @@ async def means(tree: Tree, bounds: Bounds) -> AsyncIterator[Means]:
     await hop(sweep, tree)
     await hop(space.open)
     try:
-        yield Means(tree, blobs, space, quiet(), disk.spool_key)
+        yield Means(tree, blobs, space, quiet(), spool_key)
     finally:
         await space.aclose()
 
@@ -113,7 +113,7 @@ class Inbound:
     # One thing
 
     async def _blob(self, item: Item) -> Outcome:
-        digest = disk.blob_digest(item.key)
+        digest = blob_digest(item.key)
         if digest is None or self._crossing.is_dry:
             return Outcome.MOVED
         source = _Source(self._crossing, item)
@@ -137,7 +137,7 @@ class Inbound:
         theirs = await self._crossing.ask(lambda: self._crossing.bucket.read(item.key, limit(kind)))
         if theirs is None and item.size <= limit(kind):
             return Outcome.GONE
-        if theirs is None or not disk.is_known_record(item.key, theirs):
+        if theirs is None or not is_known_record(item.key, theirs):
             raise Left("it is damaged: it cannot be read as what its key says it is")
         mine = await self._tree.read(item.key, limit(kind))
         if kind != "link" and mine is not None and not supersedes(kind, theirs, mine, time.time()):
@@ -151,7 +151,7 @@ class Inbound:
 
     async def _tag(self, key: str, body: bytes) -> Outcome:
         """Record what a tag stands for, unless it is frozen here; that it is frozen elsewhere says nothing of here."""
-        record, tag = disk.parse_key(key), disk.parse_tag(disk.parse_record(body) or {})
+        record, tag = parse_key(key), parse_tag(parse_record(body) or {})
         if record is None or tag is None or not isinstance(record.name, Tag):
             raise Left("it is no tag")
         thawed = replace(tag, is_frozen=False)

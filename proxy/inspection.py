@@ -12,7 +12,9 @@ from proxy import files
 from proxy.files import Handle, Tree, hop
 from proxy.healing import Damage, Kind
 from proxy.oci.digest import Digest
-from proxy.stores import disk
+from proxy.stores.keys import blob_digest, is_another_versions, is_directory_of_ours, parse_key
+from proxy.stores.quarantine import set_aside
+from proxy.stores.records import HISTORY_LIMIT, is_known_record
 
 ROOTS = ("blobs", "pins", "repositories")
 
@@ -80,9 +82,9 @@ class Inspection:
         names, inner = [], []
         for name, is_directory in self._tree.entries(folder):
             key = f"{folder}/{name}"
-            if is_directory and disk.is_another_versions(key):
+            if is_directory and is_another_versions(key):
                 continue
-            if is_directory and disk.is_directory_of_ours(key):
+            if is_directory and is_directory_of_ours(key):
                 inner.append(key)
             else:
                 names.append(name)
@@ -114,14 +116,14 @@ class Inspection:
 
     async def _fault(self, key: str, handle: Handle) -> Kind | None:
         if key.startswith("blobs/"):
-            digest = disk.blob_digest(key)
+            digest = blob_digest(key)
             if digest is None:
                 return Kind.STRANGER
             return None if await self._holds(digest, handle) else Kind.ROT
-        if disk.parse_key(key) is None:
+        if parse_key(key) is None:
             return Kind.STRANGER
-        body = await _twice(os.pread, handle.fd, disk.HISTORY_LIMIT + 1, 0)
-        return None if disk.is_known_record(key, body) else Kind.RECORD
+        body = await _twice(os.pread, handle.fd, HISTORY_LIMIT + 1, 0)
+        return None if is_known_record(key, body) else Kind.RECORD
 
     async def _holds(self, digest: Digest, handle: Handle) -> bool:
         hasher, offset = digest.hasher(), 0
@@ -132,7 +134,7 @@ class Inspection:
 
     async def _set_aside(self, kind: Kind, key: str, status: os.stat_result) -> Damage | None:
         try:
-            moved = await hop(disk.set_aside, self._tree, key, status)
+            moved = await hop(set_aside, self._tree, key, status)
         except OSError as error:
             if files.is_exhausted(error):
                 raise

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from proxy.files import Extent, Handle, SpoolState, Tree
 from proxy.oci.digest import Digest
 from proxy.oci.errors import OciError, Problem
-from proxy.stores.disk import blob_key, spool_key
+from proxy.stores.keys import blob_key, spool_key
 from proxy.stores.leases import Identity
 
 PREFIX = "/-/leases/"  # and the digest; the offset as `start` in the query, the token as a bearer's

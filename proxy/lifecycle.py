@@ -18,7 +18,8 @@ from proxy.oci.lifecycle import Policy, Subject, Taken, evaluate
 from proxy.oci.ratelimit import as_utc
 from proxy.oci.reference import Reference, Repository
 from proxy.removal import Needs, carry_out
-from proxy.stores import disk
+from proxy.stores.keys import link_key, pin_key
+from proxy.stores.records import read_pin, read_tag
 
 JOB = "lifecycle"  # what the job is called: its lock is that of everybody who takes images out by policies
 
@@ -162,12 +163,12 @@ def take(tree: Tree, plan: Plan, one: Due) -> int | None:
 
 def _is_as_it_was(tree: Tree, one: Due) -> bool:
     repository, tags, now = one.image.repository, one.image.tags, time.time()
-    if any(tree.used(disk.link_key(repository, digest)) != when for digest, when in one.pulled.items()):
+    if any(tree.used(link_key(repository, digest)) != when for digest, when in one.pulled.items()):
         return False
-    if any(disk.read_tag(tree, repository, tag) != record for tag, record in tags.items()):
+    if any(read_tag(tree, repository, tag) != record for tag, record in tags.items()):
         return False
     names: list[Reference] = [*_manifests(one.image), *tags]
-    pins = [disk.read_pin(tree, disk.pin_key(repository, name)) for name in names]
+    pins = [read_pin(tree, pin_key(repository, name)) for name in names]
     return not any(pin is not None and pin.holds(now) for pin in pins)
 
 

@@ -13,7 +13,8 @@ from typing import Literal, TypeVar
 
 from proxy.oci.digest import Digest
 from proxy.scrubbing import Throttle
-from proxy.stores import disk
+from proxy.stores.keys import blob_digest, blob_key, history_key, link_key, parse_key, tag_key
+from proxy.stores.records import parse_history, parse_record, parse_tag
 from proxy.stores.s3 import Bucket, Stored
 from proxy.stores.s3_errors import BucketError
 
@@ -208,19 +209,14 @@ def _first_alone() -> Iterator[None]:
 def is_of(kind: Kind, key: str) -> bool:
     """Whether a key is that of a blob, a link, a tag or a history, and written as the cache writes it."""
     if kind == "blob":
-        digest = disk.blob_digest(key)
-        return digest is not None and disk.blob_key(digest) == key
-    record = disk.parse_key(key)
+        digest = blob_digest(key)
+        return digest is not None and blob_key(digest) == key
+    record = parse_key(key)
     if record is None or record.kind != kind:
         return False
     if isinstance(record.name, Digest):
-        return disk.link_key(record.repository, record.name) == key
-    return key == (disk.tag_key if kind == "tag" else disk.history_key)(record.repository, record.name)
-
-
-def limit(kind: Kind) -> int:
-    """The bytes that a record may have."""
-    return disk.HISTORY_LIMIT if kind == "history" else disk.RECORD_LIMIT
+        return link_key(record.repository, record.name) == key
+    return key == (tag_key if kind == "tag" else history_key)(record.repository, record.name)
 
 
 def supersedes(kind: Kind, new: bytes, old: bytes, now: float) -> bool:
@@ -233,11 +229,11 @@ def supersedes(kind: Kind, new: bytes, old: bytes, now: float) -> bool:
 
 
 def _moment(kind: Kind, body: bytes) -> float | None:
-    record = disk.parse_record(body)
+    record = parse_record(body)
     if record is None:
         return None
     if kind == "history":
-        moves = disk.parse_history(record)
+        moves = parse_history(record)
         return moves[-1].at if moves else None
-    tag = disk.parse_tag(record)
+    tag = parse_tag(record)
     return None if tag is None else tag.checked

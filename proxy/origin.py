@@ -9,8 +9,8 @@ from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository
 from proxy.peers import Peers
 from proxy.stores.base import Link
-from proxy.stores.disk import blob_key
 from proxy.stores.durable import Durable
+from proxy.stores.keys import blob_key
 from proxy.stores.leases import Lease, Leases
 from proxy.upstream import Upstream
 

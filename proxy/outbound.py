@@ -10,8 +10,9 @@ from functools import partial
 
 from proxy import files
 from proxy.files import PIECE, Entry, Handle, Tree, hop
-from proxy.migrating import KINDS, Bring, Crossing, Item, Kind, Left, Outcome, is_of, limit, supersedes
-from proxy.stores import disk
+from proxy.migrating import KINDS, Bring, Crossing, Item, Kind, Left, Outcome, is_of, supersedes
+from proxy.stores.keys import blob_digest, is_directory_of_ours
+from proxy.stores.records import is_known_record, limit
 from proxy.stores.s3 import Stored
 from proxy.stores.s3_errors import Taken, Unconditional
 from proxy.stores.sources import Whole
@@ -62,7 +63,7 @@ class Outbound:
         return [
             key
             for key in inner
-            if disk.is_directory_of_ours(key) and (_is_for_files(kind, key) or not _name(key).startswith("_"))
+            if is_directory_of_ours(key) and (_is_for_files(kind, key) or not _name(key).startswith("_"))
         ]
 
     # One thing
@@ -83,7 +84,7 @@ class Outbound:
 
     async def _check(self, key: str, handle: Handle) -> None:
         """Hold a blob against its digest. Raises Left."""
-        digest = disk.blob_digest(key)
+        digest = blob_digest(key)
         if digest is None:
             raise Left("it has no place in a cache")
         hasher, offset = digest.hasher(), 0
@@ -140,7 +141,7 @@ class Outbound:
     async def _read(self, kind: Kind, key: str) -> bytes | None:
         with _readable():
             body = await self._tree.read(key, limit(kind))
-        if body is not None and not disk.is_known_record(key, body):
+        if body is not None and not is_known_record(key, body):
             raise Left("it is damaged: entrepot scrub takes it out, and the next pull records it anew")
         return body
 

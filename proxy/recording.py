@@ -15,7 +15,7 @@ from proxy.oci.manifest import INDEXES
 from proxy.oci.platform import of_index
 from proxy.oci.reference import Repository, Tag
 from proxy.recorder import BY, CLIENTS, END, FULL, LOCK, OVER, WORKER
-from proxy.stores import disk
+from proxy.stores.records import read_link
 
 LOOK = 0.05  # seconds
 PATIENCE = 15.0  # seconds that the processes of a server have to begin, and to end
@@ -118,7 +118,7 @@ def notes(tree: Tree, found: Iterable[Wish]) -> dict[str, str]:
     said: dict[str, str] = {}
     for wish in found:
         repository, digest = _named(wish)
-        link = disk.read_link(tree, repository, digest)
+        link = read_link(tree, repository, digest)
         if link is not None and link.media_type in INDEXES:
             index = read_manifest(tree, digest, link.media_type)
             listed = [] if index is None else of_index(index.body)

@@ -17,8 +17,8 @@ from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository
 from proxy.permissions import Permissions
 from proxy.single_flight import SingleFlight
-from proxy.stores.disk import blob_key
 from proxy.stores.durable import Durable
+from proxy.stores.keys import blob_key
 from proxy.values import Networks
 
 LOOK = 5.0  # seconds for which it is remembered how long an object is, or that there is none

@@ -12,7 +12,8 @@ from proxy.catalog import Catalog, Image
 from proxy.files import Tree
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository, Tag
-from proxy.stores import disk, ledger
+from proxy.stores import ledger
+from proxy.stores.keys import blob_key, link_key, pin_key, tag_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +80,11 @@ def carry_out(tree: Tree, removal: Removal, since: float = math.inf) -> int:
     """
     repository = removal.image.repository
     for tag in removal.tags:
-        tree.evict(disk.tag_key(repository, tag))
+        tree.evict(tag_key(repository, tag))
     for digest in removal.links:
-        tree.evict(disk.link_key(repository, digest))
+        tree.evict(link_key(repository, digest))
     for name in removal.image.pins if removal.is_whole else ():
-        tree.evict(disk.pin_key(repository, name))
+        tree.evict(pin_key(repository, name))
     with ledger.taking_out(tree) as gone:
-        gone += [size for digest, size in removal.blobs.items() if tree.evict(disk.blob_key(digest), since)]
+        gone += [size for digest, size in removal.blobs.items() if tree.evict(blob_key(digest), since)]
     return sum(gone)

@@ -21,7 +21,7 @@ from proxy.advertising import advertised
 from proxy.app import App, build
 from proxy.certificates import Certificate
 from proxy.config import Config, ConfigError
-from proxy.stores.disk import open_tree
+from proxy.stores.directory import open_tree
 from proxy.telemetry import Logger, Metrics
 from proxy.tls import Session
 from proxy.values import Listen

@@ -18,7 +18,7 @@ from proxy.config import Config
 from proxy.desk import Desk
 from proxy.files import Scratch, hop, scratch
 from proxy.serving import Signals, address, listening, rehearse
-from proxy.stores.disk import open_tree
+from proxy.stores.directory import open_tree
 from proxy.stores.limits import DiskLimits
 from proxy.telemetry import Logger
 

@@ -17,8 +17,8 @@ from itertools import islice
 from proxy.files import Tree, hop, read_number, write_number
 from proxy.oci.digest import Digest
 from proxy.pins import closure
-from proxy.stores.disk import blob_digest, parse_key
 from proxy.stores.durable import Durable
+from proxy.stores.keys import blob_digest, parse_key
 from proxy.stores.s3 import Bucket, Stored
 
 DIRECTORY = "uses"

@@ -26,7 +26,7 @@ from proxy.desk import Desk
 from proxy.frontdoor import FrontDoor
 from proxy.oci.platform import Platform
 from proxy.sources import MemoryLimits
-from proxy.stores.disk import open_tree
+from proxy.stores.directory import open_tree
 from proxy.stores.limits import DiskLimits
 from proxy.warming import here
 

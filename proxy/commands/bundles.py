@@ -27,7 +27,7 @@ from proxy.oci.layout import Entry
 from proxy.oci.tar import TarInvalid
 from proxy.routing import image as resolve
 from proxy.stores.base import Pin
-from proxy.stores.disk import announce_change, open_tree
+from proxy.stores.directory import announce_change, open_tree
 from proxy.telemetry import Metrics, quiet
 from proxy.warming import Warmed, here
 

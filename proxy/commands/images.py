@@ -23,7 +23,7 @@ from proxy.frontdoor import Closed, Told
 from proxy.inventory import age, age_of, size
 from proxy.oci.errors import OciError
 from proxy.oci.reference import Reference, Repository
-from proxy.stores.disk import open_tree
+from proxy.stores.directory import open_tree
 from proxy.telemetry import Metrics, quiet
 
 EXIT_NOT_CACHED = 1

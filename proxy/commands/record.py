@@ -18,7 +18,7 @@ from proxy.oci import imagelist
 from proxy.oci.ratelimit import as_utc
 from proxy.recording import NotRecorded, Recording
 from proxy.recording import notes as recording_notes
-from proxy.stores.disk import open_tree
+from proxy.stores.directory import open_tree
 
 
 class Address(click.ParamType[str]):

@@ -21,8 +21,8 @@ from yarl import URL
 
 from proxy.files import Tree, hop
 from proxy.oci.digest import Digest
-from proxy.stores.disk import blob_key, upload_key
 from proxy.stores.durable import Durable
+from proxy.stores.keys import blob_key, upload_key
 
 DIRECTORY = "leases"
 LIMIT = 4096  # bytes of a lease

@@ -9,6 +9,8 @@ import time
 from collections import Counter
 
 from proxy.files import Tree
+from proxy.stores import ledger
+from proxy.stores.keys import blob_digest
 
 DIRECTORY = "quarantine"
 LIFE = 7 * 86400.0  # seconds that something is kept ...
@@ -19,8 +21,18 @@ _LONGEST = 160  # bytes of a name that are kept of it
 def set_aside(tree: Tree, key: str, status: os.stat_result) -> str | None:
     """Move what is at a key, without following or opening it. Returns where to; None if it is there no more.
 
-    Whoever has it open reads on. Raises OSError.
+    Whoever has it open reads on. What was a blob is stored no more, and leaves room to fetch it again. Raises OSError.
     """
+    if blob_digest(key) is None:
+        return _moved(tree, key, status)
+    with ledger.taking_out(tree) as gone:
+        moved = _moved(tree, key, status)
+        if moved is not None:
+            gone.append(status.st_size)
+    return moved
+
+
+def _moved(tree: Tree, key: str, status: os.stat_result) -> str | None:
     name = os.fsdecode(os.fsencode(key.rpartition("/")[2])[:_LONGEST])
     target = f"{DIRECTORY}/{int(time.time())}-{secrets.token_hex(4)}-{name}"
     return target if tree.set_aside(key, status, target) else None

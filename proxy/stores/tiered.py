@@ -16,10 +16,11 @@ from proxy.files import Handle, Tree
 from proxy.oci.digest import Digest
 from proxy.oci.history import Move
 from proxy.oci.reference import Repository, Tag
-from proxy.stores import disk
 from proxy.stores.base import Link, TagRecord
 from proxy.stores.disk import DiskBlobs, DiskRepositories
 from proxy.stores.durable import Durable
+from proxy.stores.keys import blob_key, history_key, link_key, tag_key
+from proxy.stores.records import HISTORY_LIMIT, RECORD_LIMIT, parse_history, parse_link, parse_record, parse_tag
 from proxy.stores.uploads import Uploads
 
 LOOK = 5.0  # seconds for which it is remembered that the bucket had nothing, or nothing newer
@@ -37,19 +38,19 @@ class TieredBlobs(DiskBlobs):
         self._uploads = uploads
 
     async def put(self, digest: Digest, body: bytes) -> None:
-        await self._uploads.want(disk.blob_key(digest))
+        await self._uploads.want(blob_key(digest))
         await super().put(digest, body)
-        self._uploads.ready(disk.blob_key(digest))
+        self._uploads.ready(blob_key(digest))
 
     async def adopt(self, digest: Digest, spool: Handle, key: str | None = None) -> None:
-        await self._uploads.want(disk.blob_key(digest))
+        await self._uploads.want(blob_key(digest))
         await super().adopt(digest, spool, key)
-        self._uploads.ready(disk.blob_key(digest))
+        self._uploads.ready(blob_key(digest))
 
     async def fetch(self, digest: Digest, limit: int) -> bytes | None:
-        body = await self._durable.read(disk.blob_key(digest), limit)
+        body = await self._durable.read(blob_key(digest), limit)
         if body is not None and Digest.of(body, digest.algorithm) != digest:
-            await self._durable.disown(disk.blob_key(digest), "its bytes are not the manifest's")
+            await self._durable.disown(blob_key(digest), "its bytes are not the manifest's")
             return None
         return body
 
@@ -68,8 +69,8 @@ class TieredRepositories(DiskRepositories):
         known = await self._link_here(repository, digest)
         if known is not None:
             return known
-        record = await self._remote(disk.link_key(repository, digest), disk.RECORD_LIMIT)
-        link = None if record is None else disk.parse_link(record)
+        record = await self._remote(link_key(repository, digest), RECORD_LIMIT)
+        link = None if record is None else parse_link(record)
         if link is not None:
             with contextlib.suppress(OSError):  # it is remembered, and written once the disk takes it
                 await super().put_link(repository, digest, link)
@@ -82,7 +83,7 @@ class TieredRepositories(DiskRepositories):
             is_known = False
         if not is_known:
             write = partial(super().put_link, repository, digest, link)
-            await self._also_there(disk.link_key(repository, digest), write)
+            await self._also_there(link_key(repository, digest), write)
 
     async def tag(self, repository: Repository, tag: Tag) -> TagRecord | None:
         known, now = await super().tag(repository, tag), time.time()
@@ -100,8 +101,8 @@ class TieredRepositories(DiskRepositories):
 
     async def _others(self, repository: Repository, tag: Tag) -> TagRecord | None:
         """What another replica has recorded; that it is frozen there says nothing of here."""
-        record = await self._remote(disk.tag_key(repository, tag), disk.RECORD_LIMIT)
-        found = None if record is None else disk.parse_tag(record)
+        record = await self._remote(tag_key(repository, tag), RECORD_LIMIT)
+        found = None if record is None else parse_tag(record)
         return None if found is None else replace(found, is_frozen=False)
 
     async def put_tag(self, repository: Repository, tag: Tag, record: TagRecord, *, thaws: bool = False) -> bool:
@@ -113,7 +114,7 @@ class TieredRepositories(DiskRepositories):
         )
         if is_known_there:
             return await super().put_tag(repository, tag, record, thaws=thaws)
-        key = disk.tag_key(repository, tag)
+        key = tag_key(repository, tag)
         await self._uploads.want(key)
         is_recorded = await super().put_tag(repository, tag, record, thaws=thaws)
         self._uploads.ready(key)
@@ -124,18 +125,16 @@ class TieredRepositories(DiskRepositories):
     async def drop_tag(self, repository: Repository, tag: Tag) -> None:
         await super().drop_tag(repository, tag)
         self._shared.pop((repository, tag), None)
-        await self._durable.remove(disk.tag_key(repository, tag))
+        await self._durable.remove(tag_key(repository, tag))
 
     async def history(self, repository: Repository, tag: Tag) -> Sequence[Move]:
         known = await super().history(repository, tag)
-        record = await self._remote(disk.history_key(repository, tag), disk.HISTORY_LIMIT)
-        others = () if record is None else disk.parse_history(record)
+        record = await self._remote(history_key(repository, tag), HISTORY_LIMIT)
+        others = () if record is None else parse_history(record)
         return max(known, others, key=lambda moves: moves[-1].at if moves else 0.0)
 
     async def put_history(self, repository: Repository, tag: Tag, history: Sequence[Move]) -> None:
-        await self._also_there(
-            disk.history_key(repository, tag), partial(super().put_history, repository, tag, history)
-        )
+        await self._also_there(history_key(repository, tag), partial(super().put_history, repository, tag, history))
 
     async def _also_there(self, key: str, write: Callable[[], Awaitable[None]]) -> None:
         """Write a record here, and have the bucket get it."""
@@ -148,4 +147,4 @@ class TieredRepositories(DiskRepositories):
             return None
         self._looked[key] = True
         body = await self._durable.read(key, limit)
-        return None if body is None else disk.parse_record(body)
+        return None if body is None else parse_record(body)

@@ -14,8 +14,8 @@ from itertools import islice
 
 from proxy.files import Tree, hop
 from proxy.oci.digest import Digest
-from proxy.stores.disk import UPLOADS, blob_digest, upload_key
 from proxy.stores.durable import Durable
+from proxy.stores.keys import UPLOADS, blob_digest, upload_key
 from proxy.stores.sources import Source, Vanished, Whole
 from proxy.telemetry import Logger, Metrics
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from proxy.files import UnsafeDirectory
-from proxy.stores.disk import open_tree
+from proxy.stores.directory import open_tree
 
 from .harness import Proxy, running, serving, toml, until
 from .upstream import FakeRegistry, digest_of

@@ -13,7 +13,7 @@ from proxy import repeats
 from proxy.oci.digest import Digest
 from proxy.reading import SMALL
 from proxy.stores import quarantine as quarantine_of_the_store
-from proxy.stores.disk import announce_change
+from proxy.stores.directory import announce_change
 from tests.buckets import TestBucket
 
 from .harness import Proxy, running, toml, until

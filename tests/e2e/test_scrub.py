@@ -19,7 +19,7 @@ from proxy.healing import Fate, Finding, Kind
 from proxy.housekeeping import sweep
 from proxy.oci.digest import Digest
 from proxy.scrubbing import Busy, Order, Scrubber, Tally, Throttle
-from proxy.stores.disk import blob_key
+from proxy.stores.keys import blob_key
 
 from .harness import Proxy, running, serving, toml, until
 from .test_damaged_store import DAMAGES, committed, replaced, shortened

@@ -12,7 +12,8 @@ from benchmarks import stock, usage
 from benchmarks.cases.capped import _rate, _steady
 from benchmarks.cases.image import LAYERS
 from benchmarks.trickle import take
-from proxy.stores.disk import blob_digest, parse_key, parse_link, parse_record, parse_tag
+from proxy.stores.keys import blob_digest, parse_key
+from proxy.stores.records import parse_link, parse_record, parse_tag
 
 
 def test_a_transfer_is_as_fast_as_it_is_once_it_has_got_up_to_its_speed() -> None:

@@ -10,7 +10,7 @@ from proxy import clearing, sections
 from proxy.clearing import Limits, Tally, clear, clear_all, plan
 from proxy.files import hop
 from proxy.oci.digest import Digest
-from proxy.stores.disk import blob_key
+from proxy.stores.keys import blob_key
 from proxy.stores.s3 import Bucket
 from proxy.stores.s3_errors import BucketError
 from proxy.uses import short

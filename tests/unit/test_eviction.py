@@ -19,7 +19,8 @@ from proxy.files import Disk, Entry, Handle, Tree, hop
 from proxy.oci.digest import Digest
 from proxy.reservation import Reservation
 from proxy.stores import ledger
-from proxy.stores.disk import open_tree, set_aside
+from proxy.stores.directory import open_tree
+from proxy.stores.quarantine import set_aside
 from tests.faulty_disk import FaultyDisk, Point
 
 BLOCK = 4096

@@ -19,7 +19,7 @@ import pytest
 from proxy import files
 from proxy.files import Extent, Handle, Outlet, Senders, SpoolState, Tree, hop
 from proxy.oci.digest import Hasher
-from proxy.stores.disk import open_tree
+from proxy.stores.directory import open_tree
 from tests.faulty_disk import FAULTS, NOTHING, SHORT, FaultyDisk, Point, points
 
 KEY = "spool/sha256-aa"

@@ -15,9 +15,10 @@ from proxy.forgetting import LIFE, forget
 from proxy.oci.digest import Digest
 from proxy.oci.history import Move
 from proxy.oci.reference import Repository, Tag
-from proxy.stores import disk
 from proxy.stores.base import Link, Pin, TagRecord
-from proxy.stores.disk import DiskBlobs, DiskRepositories, open_tree
+from proxy.stores.directory import open_tree
+from proxy.stores.disk import DiskBlobs, DiskRepositories
+from proxy.stores.keys import history_key, link_key, pin_key, tag_key
 
 REPOSITORY = Repository("docker.io", "library/app")
 THERE, GONE = Digest.of(b"there"), Digest.of(b"gone")
@@ -42,14 +43,14 @@ def age(tree: Tree, key: str, seconds: float) -> Path:
 def link(tree: Tree, digest: Digest, seconds: float) -> Path:
     """A link that was last used so many seconds ago."""
     asyncio.run(DiskRepositories(tree).put_link(REPOSITORY, digest, Link(5)))
-    return age(tree, disk.link_key(REPOSITORY, digest), seconds)
+    return age(tree, link_key(REPOSITORY, digest), seconds)
 
 
 def tag(tree: Tree, name: str, digest: Digest, seconds: float, *, is_frozen: bool = False) -> Path:
     """A tag that was last asked for so many seconds ago."""
     record = TagRecord(digest, time.time() - seconds, is_frozen)
     asyncio.run(DiskRepositories(tree).put_tag(REPOSITORY, Tag(name), record))
-    return age(tree, disk.tag_key(REPOSITORY, Tag(name)), seconds)
+    return age(tree, tag_key(REPOSITORY, Tag(name)), seconds)
 
 
 def test_links_and_tags_of_what_went_a_month_ago_are_forgotten(tree: Tree) -> None:
@@ -69,7 +70,7 @@ def test_what_was_used_within_a_month_stays(tree: Tree) -> None:
 def test_frozen_tags_histories_and_strangers_stay(tree: Tree) -> None:
     frozen = tag(tree, "frozen", GONE, OLD, is_frozen=True)
     asyncio.run(DiskRepositories(tree).put_history(REPOSITORY, Tag("gone"), [Move(1.0, GONE)]))
-    history = age(tree, disk.history_key(REPOSITORY, Tag("gone")), OLD)
+    history = age(tree, history_key(REPOSITORY, Tag("gone")), OLD)
     stranger = tree.root / "repositories" / "stranger"
     stranger.write_text("not ours to judge")
     age(tree, "repositories/stranger", OLD)
@@ -82,4 +83,4 @@ def test_a_pin_is_forgotten_a_month_after_it_ran_out(tree: Tree, ended: float | 
     until = None if ended is None else time.time() - ended
     asyncio.run(DiskRepositories(tree).put_pin(REPOSITORY, THERE, Pin(0.0, until)))
     forget(tree)
-    assert (tree.root / disk.pin_key(REPOSITORY, THERE)).exists() is stays
+    assert (tree.root / pin_key(REPOSITORY, THERE)).exists() is stays

@@ -21,7 +21,9 @@ from proxy.oci import manifest
 from proxy.oci.digest import Digest
 from proxy.oci.layout import Entry
 from proxy.oci.reference import Repository, Tag
-from proxy.stores.disk import DiskBlobs, DiskRepositories, open_tree, spool_key
+from proxy.stores.directory import open_tree
+from proxy.stores.disk import DiskBlobs, DiskRepositories
+from proxy.stores.keys import spool_key
 from proxy.telemetry import quiet
 
 APP, V1 = Repository("docker.io", "library/app"), Tag("v1")

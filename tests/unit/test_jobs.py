@@ -13,7 +13,7 @@ import pytest
 from proxy import jobs
 from proxy.files import Tree, hop, write_number
 from proxy.jobs import Job, Jobs
-from proxy.stores.disk import open_tree
+from proxy.stores.directory import open_tree
 from proxy.telemetry import make_logger, quiet
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from proxy.oci.ratelimit import Allowance, State
-from proxy.stores.disk import open_tree
+from proxy.stores.directory import open_tree
 from proxy.stores.limits import DiskLimits
 
 KNOWN = State(Allowance(100, 42, 21600, "192.0.2.1"), 1_790_000_000.5, 1_790_000_060.0, 0.0, 3, 1_790_003_600.0)

@@ -22,9 +22,12 @@ from proxy.oci.history import Move
 from proxy.oci.reference import Repository, Tag
 from proxy.outbound import Outbound
 from proxy.scrubbing import Throttle
-from proxy.stores import disk, s3_clients
+from proxy.stores import s3_clients
 from proxy.stores.base import Link, TagRecord
-from proxy.stores.disk import DiskBlobs, DiskRepositories, open_tree
+from proxy.stores.directory import open_tree
+from proxy.stores.disk import DiskBlobs, DiskRepositories
+from proxy.stores.keys import blob_key, history_key, link_key, tag_key
+from proxy.stores.records import HISTORY_LIMIT
 from proxy.stores.s3 import Bucket
 from proxy.stores.s3_errors import BucketError
 from tests.buckets import REGION, TestBucket
@@ -32,8 +35,8 @@ from tests.buckets import REGION, TestBucket
 REPO, TAG = Repository("docker.io", "library/app"), Tag("v1")
 BODIES = [b"layer" * 100_000, b"config", b"manifest"]
 DIGESTS = [Digest.of(body, "sha256") for body in BODIES]
-BLOBS = [disk.blob_key(digest) for digest in DIGESTS]
-TAG_KEY, HISTORY_KEY = disk.tag_key(REPO, TAG), disk.history_key(REPO, TAG)
+BLOBS = [blob_key(digest) for digest in DIGESTS]
+TAG_KEY, HISTORY_KEY = tag_key(REPO, TAG), history_key(REPO, TAG)
 ALL = [3, 3, 1, 1]  # blobs, links, tags, histories
 CHECKED = 1_700_000_000.0  # seconds since the epoch
 
@@ -151,7 +154,7 @@ async def test_an_object_that_was_tampered_with_is_told_and_never_comes(places: 
     await places.out()
     await places.put(BLOBS[0], body)
     await places.put(TAG_KEY, b"no record")
-    await places.put(HISTORY_KEY, b"x" * (disk.HISTORY_LIMIT + 1))
+    await places.put(HISTORY_KEY, b"x" * (HISTORY_LIMIT + 1))
     tally = await places.into()
     assert [key for key, _ in tally.failures] == [BLOBS[0], TAG_KEY, HISTORY_KEY]
     assert moved(tally) == [2, 3, 0, 0]
@@ -251,7 +254,7 @@ async def test_what_has_come_from_elsewhere_meanwhile_ends_it_and_none_of_it_goe
     monkeypatch.setattr(Space, "room", hopeful)
     with pytest.raises(MigrationFailed, match="there is no room for the rest"):
         await places.into(max_size=560_000)
-    assert disk.blob_key(Digest.of(mine, "sha256")) in published(places.empty)
+    assert blob_key(Digest.of(mine, "sha256")) in published(places.empty)
     assert await hop(places.empty.scan, "spool") == []
 
 
@@ -365,7 +368,7 @@ async def test_a_stream_that_breaks_off_is_gone_on_with_where_it_was(
 async def test_what_is_no_part_of_a_cache_is_let_be(places: Places) -> None:
     strangers = [
         "trial/1", "leases/a", "uses/b", "blobs/readme", f"blobs/sha256//{DIGESTS[0].encoded}",
-        f"{disk.link_key(REPO, DIGESTS[0])}/more", "repositories/docker.io/a/_new/b", "repositories/../_tags/v1",
+        f"{link_key(REPO, DIGESTS[0])}/more", "repositories/docker.io/a/_new/b", "repositories/../_tags/v1",
     ]  # fmt: skip
     for key in strangers:
         await places.put(key, b"something")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from proxy.files import Handle, Tree, cached, hop, tree
-from proxy.stores.disk import open_tree
+from proxy.stores.directory import open_tree
 
 KEY = "blobs/sha256/aa/aa"
 SHM = Path("/dev/shm")  # noqa: S108  a mount below another, where there is one

@@ -10,7 +10,7 @@ import pytest
 
 from proxy.files import Tree
 from proxy.stores import quarantine
-from proxy.stores.disk import open_tree
+from proxy.stores.directory import open_tree
 
 DAY = 86400
 

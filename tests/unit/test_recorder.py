@@ -14,7 +14,7 @@ from proxy.oci.imagelist import Wish
 from proxy.oci.reference import Repository, Tag
 from proxy.recorder import Recorder
 from proxy.recording import NotRecorded, Recording, sweep
-from proxy.stores.disk import open_tree
+from proxy.stores.directory import open_tree
 from proxy.telemetry import quiet
 
 APP, ONE, TWO = Repository("docker.io", "library/app"), Digest.of(b"one"), Digest.of(b"two")

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from proxy.oci.digest import Digest
 from proxy.oci.history import END
-from proxy.stores.disk import parse_history, parse_link, parse_record, parse_tag
+from proxy.stores.records import parse_history, parse_link, parse_record, parse_tag
 
 DIGEST = str(Digest.of(b"", "sha256"))
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.just(DIGEST)

@@ -15,7 +15,7 @@ from yarl import URL
 from proxy import sections
 from proxy.files import Handle, Tree, hop
 from proxy.stores import s3
-from proxy.stores.disk import open_tree
+from proxy.stores.directory import open_tree
 from proxy.stores.s3 import Bucket
 from proxy.stores.s3_errors import BucketError, Taken
 from proxy.stores.sources import Whole

@@ -15,8 +15,10 @@ from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository, Tag
 from proxy.sections import S3
 from proxy.stores.base import BlobStore, Link, RepositoryStore, TagRecord
-from proxy.stores.disk import DiskBlobs, DiskRepositories, open_tree, spool_key
+from proxy.stores.directory import open_tree
+from proxy.stores.disk import DiskBlobs, DiskRepositories
 from proxy.stores.durable import Durable
+from proxy.stores.keys import spool_key
 from proxy.stores.s3 import Bucket
 from proxy.stores.tiered import TieredBlobs, TieredRepositories
 from proxy.stores.uploads import Uploads

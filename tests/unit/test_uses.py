@@ -13,8 +13,10 @@ from proxy.files import Tree, hop
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository
 from proxy.stores.base import Link
-from proxy.stores.disk import DiskBlobs, DiskRepositories, blob_key, link_key, open_tree
+from proxy.stores.directory import open_tree
+from proxy.stores.disk import DiskBlobs, DiskRepositories
 from proxy.stores.durable import Durable
+from proxy.stores.keys import blob_key, link_key
 from proxy.stores.s3 import Bucket
 from proxy.stores.s3_errors import BucketError
 from proxy.telemetry import Metrics, quiet
