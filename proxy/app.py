@@ -96,7 +96,7 @@ async def build(config: Config, log: Logger, metrics: Metrics) -> AsyncIterator[
         stack.push_async_callback(blobs.aclose)
         prefetch = Prefetch({one.registry: one.prefetch for one in config.upstream}, blobs, log)
         stack.push_async_callback(prefetch.aclose)
-        manifests.came = prefetch.came
+        manifests.tell(prefetch.came)
         handlers = Handlers(
             config.routes,
             manifests,

@@ -14,7 +14,6 @@ from proxy.eviction import NoSpace
 from proxy.files import Handle, Stream
 from proxy.fill import Means
 from proxy.intake import Intake, WrongBytes
-from proxy.manifests import note_move
 from proxy.oci import layout, manifest
 from proxy.oci.digest import Digest
 from proxy.oci.errors import OciError
@@ -24,6 +23,7 @@ from proxy.oci.manifest import IMAGES, INDEXES, MOST_NESTED, Descriptor, Manifes
 from proxy.oci.reference import Reference, Repository, Tag
 from proxy.oci.tar import Member, TarInvalid
 from proxy.stores.base import Link, RepositoryStore, TagRecord
+from proxy.tags import note_move
 
 MOST_PARTS = 100_000  # blobs and manifests of one image, however often they are named
 _LIMITS = {layout.INDEX_PATH: manifest.MAX_BYTES, layout.LAYOUT_PATH: layout.LAYOUT_LIMIT}  # bytes

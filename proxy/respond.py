@@ -13,11 +13,11 @@ from proxy.channel import Channel, Piece, caught_up
 from proxy.files import Senders
 from proxy.lending import HOLDER, Loan
 from proxy.listings import Answer
-from proxy.manifests import Served
 from proxy.oci import byterange, conditional
 from proxy.oci.digest import Digest
 from proxy.oci.errors import OciError, Problem
 from proxy.reading import Blob
+from proxy.revalidation import Served
 
 API_VERSION = {
     "Docker-Distribution-Api-Version": "registry/2.0",

@@ -4,7 +4,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from proxy.manifests import note_move
 from proxy.oci.digest import Digest
 from proxy.oci.errors import OciError
 from proxy.oci.history import Move
@@ -13,6 +12,7 @@ from proxy.oci.reference import Reference, Repository, Tag
 from proxy.routing import Routes
 from proxy.routing import image as resolve
 from proxy.stores.base import RepositoryStore, TagRecord
+from proxy.tags import note_move
 from proxy.warming import Parts
 
 

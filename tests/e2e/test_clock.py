@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy import manifests
+from proxy import revalidation
 from proxy.jobs import Job
 
 from .harness import DEADLINE, Proxy, running, toml
@@ -184,7 +184,7 @@ async def test_jobs_are_done_again_and_not_over_and_over(proxy: Proxy, clock: Cl
 async def test_what_was_not_there_is_found_when_it_is_pushed(
     upstream: FakeRegistry, store: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, hours: float
 ) -> None:
-    monkeypatch.setattr(manifests, "NEGATIVE_TTL", 0.2)
+    monkeypatch.setattr(revalidation, "NEGATIVE_TTL", 0.2)
     async with running(toml(upstream.url), store) as proxy:
         assert (await proxy.get(f"/v2/{REPO}/manifests/v1")).status == 404
         image = upstream.add_image(REPO, "v1")

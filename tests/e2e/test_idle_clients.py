@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from proxy import app, exchange, manifests
+from proxy import app, exchange, revalidation
 
 from .harness import Proxy, running, toml, until
 from .raw_client import RawClient, connect
@@ -114,7 +114,7 @@ async def test_questions_that_storage_does_not_answer_keep_no_manifest_waiting(
 async def test_a_token_service_that_is_silent_is_waited_for_once_and_not_at_every_pull_of_a_tag(
     upstream: FakeRegistry, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(manifests, "POSTPONEMENT", 0.0)  # what failed at once may be tried at once
+    monkeypatch.setattr(revalidation, "POSTPONEMENT", 0.0)  # what failed at once may be tried at once
     image = upstream.add_image(REPO, "v1", [b"layer"])
     upstream.require_bearer(expires_in=1)
     async with running(toml(upstream.url, more=f'{LOOPBACK}tag_ttl = "0s"'), store) as proxy:

@@ -80,7 +80,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1_800_000_000.0
-        monkeypatch.setattr("proxy.manifests.time", SimpleNamespace(time=lambda: self.now, monotonic=time.monotonic))
+        monkeypatch.setattr("proxy.tags.time", SimpleNamespace(time=lambda: self.now, monotonic=time.monotonic))
 
 
 async def test_a_tag_that_moved_is_fetched_by_its_digest(upstream: FakeRegistry, store: Path) -> None:
@@ -293,7 +293,7 @@ async def test_a_stale_tag_is_served_when_what_it_moved_to_cannot_be_had(
     upstream: FakeRegistry, store: Path, monkeypatch: pytest.MonkeyPatch, failure: str
 ) -> None:
     monkeypatch.setattr("proxy.exchange.STALE_BUDGET", 0.3)
-    monkeypatch.setattr("proxy.manifests.POSTPONEMENT", 0.05)
+    monkeypatch.setattr("proxy.revalidation.POSTPONEMENT", 0.05)
     old = upstream.add_image(REPO, "v1", [b"old"])
     async with running(toml(upstream.url, more=NEVER_FRESH), store) as proxy:
         await proxy.get(TAG)
@@ -373,8 +373,8 @@ async def test_a_404_is_remembered_for_a_moment_and_nothing_else_is(
             assert upstream.count() > before
     # Memory is short: what has been pushed in the meantime is found.
     image = upstream.add_image(REPO, "none")
-    monkeypatch.setattr(proxy.app.handlers._manifests._missing, "_TTLCache__ttl", 0.0)
-    proxy.app.handlers._manifests._missing.expire(float("inf"))
+    monkeypatch.setattr(proxy.app.handlers._manifests._revalidation._missing, "_TTLCache__ttl", 0.0)
+    proxy.app.handlers._manifests._revalidation._missing.expire(float("inf"))
     assert (await proxy.get(f"/v2/{REPO}/manifests/none")).body == image.body
 
 

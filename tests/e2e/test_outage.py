@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from proxy import egress, exchange, manifests, outage, sessions
+from proxy import egress, exchange, outage, revalidation, sessions
 from proxy.oci import retry
 
 from .harness import Clock, Proxy, running, toml
@@ -68,8 +68,8 @@ def test_no_client_waits_for_longer_than_it_would() -> None:
     assert sessions.CONNECT_TIMEOUT < exchange.BUDGET
     longest_pauses = sum(retry.pause(number, 1.0) for number in range(exchange.TRIES - 1))
     assert longest_pauses < 2
-    assert manifests.NEGATIVE_TTL <= 10
-    assert manifests.POSTPONEMENT <= 5
+    assert revalidation.NEGATIVE_TTL <= 10
+    assert revalidation.POSTPONEMENT <= 5
 
 
 # The breaker

@@ -55,7 +55,7 @@ async def test_no_clock_and_no_eviction_makes_a_sealed_cache_forget_a_tag(
     async with running(toml(upstream.url), store) as proxy:
         await pull(proxy, image)
     async with running(toml(upstream.url, more="sealed = true"), store) as proxy:
-        monkeypatch.setattr("proxy.manifests.time.time", lambda: 1.0)
+        monkeypatch.setattr("proxy.tags.time.time", lambda: 1.0)
         assert (await proxy.get(TAG)).body == image.body
         proxy.app.manifests.forget()
         kept = proxy.blob_path(image.digest).rename(store / "kept")

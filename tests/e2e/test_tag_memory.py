@@ -23,7 +23,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1_700_000_000.0
-        monkeypatch.setattr("proxy.manifests.time.time", lambda: self.now)
+        monkeypatch.setattr("proxy.tags.time.time", lambda: self.now)
 
 
 @pytest.fixture
