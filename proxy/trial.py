@@ -8,6 +8,7 @@ from proxy import sections
 from proxy.accounts import open_account
 from proxy.egress import Egress, asked_for
 from proxy.oci.errors import OciError, Problem
+from proxy.stores import s3_trial
 from proxy.stores.durable import REFUSED_URLS
 from proxy.stores.s3 import Bucket
 from proxy.stores.s3_errors import BucketError
@@ -38,8 +39,8 @@ async def bucket_problems(settings: sections.S3 | None) -> list[str]:
         return []
     try:
         async with asyncio.timeout(LONGEST), Bucket(settings) as bucket:
-            is_conditional, said = await bucket.trial(), await bucket.unheeded()
-            if await bucket.refuses_its_urls():
+            is_conditional, said = await s3_trial.trial(bucket), await s3_trial.unheeded(bucket)
+            if await s3_trial.refuses_its_urls(bucket):
                 said.append(REFUSED_URLS)
     except BucketError as error:
         return [f"store.s3: {settings.bucket}: {error.reason}"]

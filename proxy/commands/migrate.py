@@ -29,6 +29,7 @@ from proxy.sections import S3
 from proxy.stores.directory import announce_change, open_tree
 from proxy.stores.s3 import Bucket
 from proxy.stores.s3_errors import BucketError
+from proxy.stores.s3_trial import trial
 
 EXIT_FAILED = 1
 _STAYS = "what has been brought over stays: run it again"
@@ -165,7 +166,7 @@ def _bar(progress: Progress) -> Callable[[int], None]:
 @contextlib.asynccontextmanager
 async def _outbound(_config: Config, tree: Tree, crossing: Crossing) -> AsyncIterator[Way]:
     if not crossing.is_dry:
-        await crossing.bucket.trial()
+        await trial(crossing.bucket)
     yield Outbound(tree, crossing)
 
 

@@ -18,6 +18,7 @@ from pydantic import SecretStr
 
 from proxy.blob_stream import Interrupted
 from proxy.single_flight import SingleFlight
+from proxy.stores import s3_trial
 from proxy.stores.s3 import Bucket, ObjectStream
 from proxy.stores.s3_errors import BucketError, Taken
 from proxy.stores.sources import Source
@@ -87,7 +88,7 @@ class Durable:
     async def _try(self) -> None:
         self._tried = time.monotonic()
         with self._noting(Use.UPLOAD):
-            is_conditional = await self._bucket.prove(self._trial_key)
+            is_conditional = await s3_trial.prove(self._bucket, self._trial_key)
             self._worked(Use.READ, self._tried)
             if self._is_conditional is None:
                 await self._learn(is_conditional)
@@ -95,14 +96,14 @@ class Durable:
 
     async def _learn(self, is_conditional: bool) -> None:
         """Note what it can do, the first time that it does anything. Raises BucketError."""
-        self._refuses_its_urls = await self._bucket.refuses_its_urls()
+        self._refuses_its_urls = await s3_trial.refuses_its_urls(self._bucket)
         self._is_conditional = is_conditional
         if not is_conditional:
             self._log.warning(
                 "bucket without conditional writes",
                 meanwhile="each replica brings in what it is asked for itself, and none evicts from the bucket",
             )
-        for reason in await self._bucket.unheeded():
+        for reason in await s3_trial.unheeded(self._bucket):
             self._log.warning("bucket does less than is configured", reason=reason)
         if self._refuses_its_urls:
             self._log.error(

@@ -11,7 +11,7 @@ from botocore.loaders import create_loader
 from botocore.retries.standard import ExponentialBackoff
 
 from proxy.handlers import Handlers
-from proxy.stores import durable, s3, s3_clients, uploads
+from proxy.stores import durable, s3_access, s3_clients, s3_uploads, uploads
 from tests.buckets import TestBucket
 
 from .faulty_bucket import FaultyBucket
@@ -70,7 +70,7 @@ async def faulty(bucket: TestBucket) -> AsyncIterator[FaultyBucket]:
 def hurried_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tries at a bucket that follow at once, and parts of uploads scaled down; botocore reads its descriptions once."""
     for module, name, value in (
-        (s3, "PART", 100_000), (durable, "FIRST_REST", 0.01), (durable, "LONGEST_REST", 0.05),
+        (s3_uploads, "PART", 100_000), (durable, "FIRST_REST", 0.01), (durable, "LONGEST_REST", 0.05),
         (uploads, "FIRST_WAIT", 0.01), (uploads, "LONGEST_WAIT", 0.05), (moto.s3.models, "S3_UPLOAD_PART_MIN_SIZE", 1),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, value)
@@ -82,7 +82,7 @@ def hurried_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def impatient_bucket(hurried_bucket: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bucket that is silent is given up soon: on a busy machine also one that is not, so only where that is borne."""
-    for module, name, value in ((s3, "STALL", 0.6), (s3_clients, "CONNECT", 0.3), (durable, "PATIENCE", 0.6)):
+    for module, name, value in ((s3_access, "STALL", 0.6), (s3_clients, "CONNECT", 0.3), (durable, "PATIENCE", 0.6)):
         monkeypatch.setattr(module, name, value)
 
 

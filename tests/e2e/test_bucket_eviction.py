@@ -228,7 +228,7 @@ async def test_a_store_without_conditional_writes_is_evicted_from_by_hand_only(
     async def ignorant(_bucket: object, _key: str) -> bool:
         return False
 
-    monkeypatch.setattr("proxy.stores.s3.Bucket.prove", ignorant)
+    monkeypatch.setattr("proxy.stores.s3_trial.prove", ignorant)
     image = upstream.add_image(REPO, "v1", [LAYER])
     async with cached(limited(upstream.url, bucket), store) as proxy:
         await pull(proxy, image)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from proxy import blob_stream
 from proxy.files import hop
 from proxy.sections import S3
-from proxy.stores import durable, s3, tiered, uploads
+from proxy.stores import durable, s3, s3_access, tiered, uploads
 from proxy.stores.s3_errors import BucketError
 from tests.buckets import REGION, TestBucket
 
@@ -194,8 +194,8 @@ async def test_an_upload_that_nobody_reads_is_given_up(
     async with s3.Bucket(S3.model_validate(where)) as one:
         faulty.is_deaf = True
         with monkeypatch.context() as scaled:
-            scaled.setattr(s3, "SLOWEST", 2**26)
-            scaled.setattr(s3, "STALL", 0.6)
+            scaled.setattr(s3_access, "SLOWEST", 2**26)
+            scaled.setattr(s3_access, "STALL", 0.6)
             with pytest.raises(BucketError, match="does not answer"):
                 await one.write("key", bytes(24 * 2**20))  # more than the kernel takes in between
         await faulty.hang_up()
@@ -212,7 +212,7 @@ async def test_where_the_bucket_only_drips_upstream_goes_on_and_the_next_blob_do
     monkeypatch.setattr(durable, "FIRST_REST", 60.0)
     monkeypatch.setattr(durable, "LONGEST_REST", 60.0)
     monkeypatch.setattr(blob_stream, "LOW_SPEED", 10_000)
-    monkeypatch.setattr(s3, "STALL", 3.0)
+    monkeypatch.setattr(s3_access, "STALL", 3.0)
     faulty.fail_all(Fault(Dripped(1, Steps(every=0.02)), is_done=True), blobs)
     async with cached(configured(upstream.url, bucket, url=faulty.url), tmp_path / "other") as proxy:
         await _whole(proxy, image.layer_digests[0])

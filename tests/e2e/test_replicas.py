@@ -298,7 +298,7 @@ async def test_without_conditional_writes_it_is_said_and_each_replica_brings_it_
     async def ignorant(_bucket: object, _key: str) -> bool:
         return False
 
-    monkeypatch.setattr("proxy.stores.s3.Bucket.prove", ignorant)
+    monkeypatch.setattr("proxy.stores.s3_trial.prove", ignorant)
     digest = upstream.add_blob(REPO, DATA)
     gate = upstream.on("GET", blob=digest).gate(after=HALF)
     async with replicas(configured(upstream.url, bucket), tmp_path) as both:

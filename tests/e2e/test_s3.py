@@ -13,7 +13,7 @@ import pytest
 from proxy import candidates, fill, trial
 from proxy.files import Tree, hop
 from proxy.sections import S3
-from proxy.stores import durable, s3, tiered, uploads
+from proxy.stores import durable, s3, s3_uploads, tiered, uploads
 from tests.buckets import REGION, TestBucket
 from tests.faulty_disk import FaultyDisk, Point
 
@@ -376,7 +376,7 @@ BIG = bytes(range(256)) * (12 * 1024 * 1024 // 256)
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is large begins at less."""
-    monkeypatch.setattr(s3, "PART", 5 * 1024 * 1024)
+    monkeypatch.setattr(s3_uploads, "PART", 5 * 1024 * 1024)
     monkeypatch.setattr(fill, "LARGE", 10 * 1024 * 1024)
 
 

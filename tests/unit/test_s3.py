@@ -14,9 +14,10 @@ from yarl import URL
 
 from proxy import sections
 from proxy.files import Handle, Tree, hop
-from proxy.stores import s3
+from proxy.stores import s3_trial, s3_uploads
 from proxy.stores.directory import open_tree
 from proxy.stores.s3 import Bucket
+from proxy.stores.s3_access import Access
 from proxy.stores.s3_errors import BucketError, Taken
 from proxy.stores.sources import Whole
 from tests.buckets import KEYS, REGION, TestBucket
@@ -93,14 +94,14 @@ async def test_an_offset_beyond_the_end_is_as_good_as_nothing(opened: Bucket) ->
 async def test_objects_are_listed_below_a_prefix_in_order_and_from_one_on(
     opened: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, pages = opened._client.list_objects_v2, 0
+    real, pages = opened.access.client.list_objects_v2, 0
 
     async def two(**arguments: object) -> object:
         nonlocal pages
         pages += 1
         return await real(**arguments, MaxKeys=2)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(opened._client, "list_objects_v2", two)
+    monkeypatch.setattr(opened.access.client, "list_objects_v2", two)
     names = ["a/1", "a/2 +%ä", "a/3", "a/b/4", "a/b/5"]
     for name in (*names, "a", "b/6"):
         await opened.write(name, name.encode())
@@ -142,7 +143,7 @@ async def test_of_many_that_write_a_new_object_one_does(opened: Bucket) -> None:
 async def test_a_file_of_any_size_is_uploaded(
     opened: Bucket, outside: TestBucket, tree: Tree, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
-    monkeypatch.setattr(s3, "PART", 5 * 1024 * 1024)
+    monkeypatch.setattr(s3_uploads, "PART", 5 * 1024 * 1024)
     body = (b"0123456789abcdef" * (size // 16 + 1))[:size]
     handle = await file(tree, body)
     await opened.upload("blob", Whole(handle))
@@ -155,9 +156,9 @@ async def test_a_file_of_any_size_is_uploaded(
 async def test_an_upload_that_fails_leaves_nothing_behind(
     opened: Bucket, outside: TestBucket, tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3, "PART", 5 * 1024 * 1024)
+    monkeypatch.setattr(s3_uploads, "PART", 5 * 1024 * 1024)
     handle = await file(tree, b"x" * (12 * 1024 * 1024))
-    real, calls = opened._client.upload_part, 0
+    real, calls = opened.access.client.upload_part, 0
 
     async def failing(**arguments: object) -> object:
         nonlocal calls
@@ -166,7 +167,7 @@ async def test_an_upload_that_fails_leaves_nothing_behind(
             raise OSError("the network")
         return await real(**arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(opened._client, "upload_part", failing)
+    monkeypatch.setattr(opened.access.client, "upload_part", failing)
     with pytest.raises(BucketError):
         await opened.upload("blob", Whole(handle))
     handle.close()
@@ -178,7 +179,7 @@ async def test_an_upload_that_fails_leaves_nothing_behind(
 async def test_a_file_that_cannot_be_read_is_the_disks_failure_and_not_the_buckets(
     opened: Bucket, outside: TestBucket, tree: Tree, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
-    monkeypatch.setattr(s3, "PART", 5 * 1024 * 1024)
+    monkeypatch.setattr(s3_uploads, "PART", 5 * 1024 * 1024)
     handle = await file(tree, b"x" * size)
     FaultyDisk(monkeypatch).fail(Point("pread", 1, errno.EIO))
     with pytest.raises(OSError, match="Input/output error"):
@@ -188,14 +189,14 @@ async def test_a_file_that_cannot_be_read_is_the_disks_failure_and_not_the_bucke
 
 
 async def test_uploads_that_a_crash_left_are_given_up(opened: Bucket, outside: TestBucket) -> None:
-    await opened._client.create_multipart_upload(Bucket=outside.name, Key="cache/left")
+    await opened.access.client.create_multipart_upload(Bucket=outside.name, Key="cache/left")
     assert await opened.abandon(0.0) == 0
     assert await opened.abandon(1e12) == 1
     assert await hop(outside.uploads) == []
 
 
 async def test_a_trial_leaves_nothing_and_knows_conditional_writes(opened: Bucket, outside: TestBucket) -> None:
-    assert await opened.trial() is True
+    assert await s3_trial.trial(opened) is True
     assert await hop(outside.keys) == []
 
 
@@ -215,9 +216,9 @@ async def test_what_is_taken_and_not_done_is_told_from_what_is_done(
 ) -> None:
     encrypted = settings(outside, encryption="AES256")
     async with Bucket(encrypted) as opened:
-        assert await opened.unheeded() == []
-        monkeypatch.setattr(opened, "_keeping", lambda _: {"StorageClass": "STANDARD"})  # as if nobody heeded it
-        assert ["does not say that it encrypts" in reason for reason in await opened.unheeded()] == [True]
+        assert await s3_trial.unheeded(opened) == []
+        monkeypatch.setattr(Access, "keeping", lambda *_: {"StorageClass": "STANDARD"})  # as if nobody heeded it
+        assert ["does not say that it encrypts" in reason for reason in await s3_trial.unheeded(opened)] == [True]
     assert await hop(outside.keys) == []
 
 
@@ -225,15 +226,15 @@ async def test_a_bucket_of_somebody_else_is_refused_where_the_store_looks(
     outside: TestBucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with Bucket(settings(outside, expected_bucket_owner="123456789012")) as opened:
-        assert len(await opened.unheeded()) == 1  # this store does not
+        assert len(await s3_trial.unheeded(opened)) == 1  # this store does not
         asked = dict[str, str]()
 
         async def refused(**arguments: str) -> None:
             asked.update(arguments)
             raise ClientError({"Error": {"Code": "403"}}, "HeadBucket")
 
-        monkeypatch.setattr(opened._client, "head_bucket", refused)
-        assert await opened.unheeded() == []
+        monkeypatch.setattr(opened.access.client, "head_bucket", refused)
+        assert await s3_trial.unheeded(opened) == []
         assert asked["ExpectedBucketOwner"] == "123456789010"
 
 
@@ -249,7 +250,7 @@ async def test_what_is_wrong_is_said_by_the_key_that_would_mend_it(
 ) -> None:
     async with Bucket(settings(outside, **more)) as opened:
         with pytest.raises(BucketError, match=reason):
-            await opened.trial()
+            await s3_trial.trial(opened)
 
 
 async def test_no_credentials_are_said_to_be_none(outside: TestBucket, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,32 +324,32 @@ async def test_a_url_leads_to_where_clients_reach_the_bucket(
 async def test_where_nobody_is_to_be_redirected_there_are_no_urls(opened: Bucket) -> None:
     assert opened.public_endpoint is None
     assert await opened.presign("blobs/a") is None
-    assert await opened.refuses_its_urls() is False
+    assert await s3_trial.refuses_its_urls(opened) is False
 
 
 async def test_a_url_that_was_just_made_is_tried_and_leaves_nothing(outside: TestBucket) -> None:
     async with Bucket(settings(outside, **NEAR)) as opened:
-        assert await opened.refuses_its_urls() is False
+        assert await s3_trial.refuses_its_urls(opened) is False
     async with Bucket(settings(outside, redirect_endpoint_url=f"{outside.url}/elsewhere", **NEAR)) as opened:
-        assert await opened.refuses_its_urls() is True
+        assert await s3_trial.refuses_its_urls(opened) is True
     async with Bucket(settings(outside, redirect_endpoint_url="http://127.0.0.1:9", **NEAR)) as opened:
-        assert await opened.refuses_its_urls() is False  # not from here: clients may reach it
+        assert await s3_trial.refuses_its_urls(opened) is False  # not from here: clients may reach it
     assert await hop(outside.keys) == []
 
 
 async def test_an_upload_that_is_broken_off_waits_for_no_bucket(
     opened: Bucket, tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3, "PART", 5 * 1024 * 1024)
-    monkeypatch.setattr(s3, "PATIENCE", 0.05)
+    monkeypatch.setattr(s3_uploads, "PART", 5 * 1024 * 1024)
+    monkeypatch.setattr(s3_uploads, "PATIENCE", 0.05)
     handle, reached = await file(tree, b"x" * (12 * 1024 * 1024)), asyncio.Event()
 
     async def frozen(**_: object) -> None:
         reached.set()
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(opened._client, "upload_part", frozen)
-    monkeypatch.setattr(opened._client, "abort_multipart_upload", frozen)
+    monkeypatch.setattr(opened.access.client, "upload_part", frozen)
+    monkeypatch.setattr(opened.access.client, "abort_multipart_upload", frozen)
     task = asyncio.create_task(opened.upload("blob", Whole(handle)))
     await reached.wait()
     task.cancel()

@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import dataclasses
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from proxy.stores.disk import DiskBlobs, DiskRepositories
 from proxy.stores.durable import Durable
 from proxy.stores.keys import spool_key
 from proxy.stores.s3 import Bucket
+from proxy.stores.s3_uploads import Uploader
 from proxy.stores.tiered import TieredBlobs, TieredRepositories
 from proxy.stores.uploads import Uploads
 from proxy.telemetry import Metrics, quiet
@@ -69,7 +71,9 @@ async def alone(_digest: Digest, _size: int) -> bool:
 def below_a_prefix(bucket: Bucket) -> Bucket:
     """The same, with nothing in it."""
     other = copy.copy(bucket)
-    other._settings = bucket._settings.model_copy(update={"prefix": f"{secrets.token_hex(8)}/"})
+    settings = bucket.access.settings.model_copy(update={"prefix": f"{secrets.token_hex(8)}/"})
+    other.access = dataclasses.replace(bucket.access, settings=settings)
+    other._uploader = Uploader(other.access)
     return other
 
 
