@@ -98,10 +98,13 @@ def is_address(text: str) -> bool:
 
 @dataclass(slots=True)
 class _Held:
-    """A lease of this process's: its keys in the bucket, and since when (monotonic) the blob is in the bucket."""
+    """A lease of this process's, and since when (monotonic) the blob is in the bucket.
+
+    `chain`: the keys and nonces of those that go with it: its own, and before it those that nobody answered for.
+    """
 
     lease: Lease
-    keys: tuple[str, ...]
+    chain: tuple[tuple[str, str], ...]
     is_done: bool = False
     kept_since: float | None = None
 
@@ -144,17 +147,18 @@ class Leases:
         if (held := self._held.get(digest)) is not None:
             held.is_done, held.kept_since = False, None
             return held.lease
-        keys = [_key(digest)]
+        chain, key = list[tuple[str, str]](), _key(digest)
         for _ in range(GENERATIONS):
-            lease = await self._claimed(digest, keys[-1])
+            lease = await self._claimed(digest, key)
             if lease is None:
                 return None
+            chain.append((key, lease.nonce))
             if self.is_ours(lease) and self._address in {None, lease.address}:
-                self._held[digest] = _Held(lease, tuple(keys))
+                self._held[digest] = _Held(lease, tuple(chain))
                 return lease
             if not self.is_ours(lease) and lease.nonce not in dead:
                 return lease
-            keys.append(_key(digest, lease.nonce))
+            key = _key(digest, lease.nonce)
         return None
 
     async def _claimed(self, digest: Digest, key: str) -> Lease | None:
@@ -223,13 +227,20 @@ class Leases:
 
     def _give_up(self, digest: Digest) -> None:
         held = self._held.pop(digest)
-        task = asyncio.create_task(self._removed(held.keys))
+        task = asyncio.create_task(self._removed(held.chain))
         self._going[digest] = task
         task.add_done_callback(lambda _: self._going.pop(digest, None))
 
-    async def _removed(self, keys: tuple[str, ...]) -> None:
-        for key in keys:
-            await self._durable.remove(key)
+    async def _removed(self, chain: tuple[tuple[str, str], ...]) -> None:
+        """Remove leases, but none that somebody has made in the place of one of them since.
+
+        One that is made between the look and the removal goes with it, and may cost a transfer: not every store knows
+        a removal with a condition.
+        """
+        for key, nonce in chain:
+            found = await self._found(key)
+            if found is not None and found.nonce == nonce:
+                await self._durable.remove(key)
 
     async def aclose(self) -> None:
         """Give up what nobody waits for any more: fills that go on no further, and blobs that are in the bucket."""

@@ -321,6 +321,26 @@ async def test_what_upstream_has_not_is_said_by_each_replica_and_leaves_no_lease
         await until_none_is_left(bucket)
 
 
+async def test_a_lease_that_somebody_else_has_made_in_its_place_stays(
+    upstream: FakeRegistry, bucket: TestBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "GRACE", 0.0)
+    digest = upstream.add_blob(REPO, DATA)
+    gate = upstream.on("GET", blob=digest).gate(after=HALF)
+    words = {"holder": "0" * 64, "token": "1" * 64, "nonce": "2" * 32, "certificate": None}
+    theirs = json.dumps({**words, "address": "http://127.0.0.1:9"}).encode()
+    async with replicas(configured(upstream.url, bucket), tmp_path, 1) as (one,):
+        pulled = asyncio.create_task(pull(one, digest))
+        await gate.reached.wait()
+        await hop(bucket.__setitem__, lease_key(digest), theirs)  # as if ours had been thought dead, and removed
+        gate.open()
+        assert await pulled == digest
+        assert one.app.shared is not None
+        held = one.app.shared.replicas.leases._held
+        await until(lambda: not held, "the lease is given up")
+    assert await hop(bucket.__getitem__, lease_key(digest)) == theirs
+
+
 @pytest.mark.slow
 async def test_a_replica_that_ends_gives_up_the_leases_of_what_it_has_not_brought_in(
     upstream: FakeRegistry, bucket: TestBucket, tmp_path: Path
