@@ -1,7 +1,7 @@
 """A blob that is uploaded while it is on its way in: what of it has come, and the end once its digest holds."""
 
 from proxy.spool import Spool
-from proxy.stores.sources import Vanished
+from proxy.stores.payloads import Vanished
 
 
 class Ahead:

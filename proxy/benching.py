@@ -49,7 +49,7 @@ class Order:
 
 
 @dataclass(slots=True)
-class Outcome:
+class Measurement:
     """What was measured of each image, by its name, and what ended it before its end (None: nothing).
 
     `missing`: an image that was taken out of the cache, and is not back.
@@ -62,7 +62,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Means:
+class Bench:
     """What a measurement is made with.
 
     `admit`: raises OciError if upstream does not allow so many manifests any more. `take_out`: takes an image out of
@@ -78,38 +78,38 @@ class Means:
     arrived: Arrived
 
 
-async def measure(orders: Sequence[Order], means: Means, outcome: Outcome, *, at_once: int) -> None:
-    """Make the pulls; the first that fails ends it, and is told in `outcome` beside what there is by then."""
+async def measure(orders: Sequence[Order], bench: Bench, measurement: Measurement, *, at_once: int) -> None:
+    """Make the pulls; the first that fails ends it, and is told in `measurement` beside what there is by then."""
     for order in orders:
-        runs = outcome.runs.setdefault(order.image.name, [])
+        runs = measurement.runs.setdefault(order.image.name, [])
         for step in order.steps():
             try:
-                run = await _step(order.image, step, means, outcome, at_once)
+                run = await _step(order.image, step, bench, measurement, at_once)
             except OciError as error:
                 wait = "" if error.retry_after is None else f" (asks us to wait {error.retry_after:.0f} s)"
-                outcome.ended_by = f"{order.image.name}, {step.way}: {error.message}{wait}"
+                measurement.ended_by = f"{order.image.name}, {step.way}: {error.message}{wait}"
                 return
             if step.is_measured:
                 runs.append(run)
 
 
-async def _step(image: Image, step: Step, means: Means, outcome: Outcome, at_once: int) -> Run:
-    await means.admit(image, step.gets)
+async def _step(image: Image, step: Step, bench: Bench, measurement: Measurement, at_once: int) -> Run:
+    await bench.admit(image, step.gets)
     if step.takes_out:
-        await _take_out(image, means, outcome)
-    means.began(image, step)
-    async with means.direct(image) if step.way is Way.DIRECT else means.cache() as source:
-        run = await pull(source, image, step.way, at_once=at_once, arrived=means.arrived)
-    outcome.missing = None
+        await _take_out(image, bench, measurement)
+    bench.began(image, step)
+    async with bench.direct(image) if step.way is Way.DIRECT else bench.cache() as source:
+        run = await pull(source, image, step.way, at_once=at_once, arrived=bench.arrived)
+    measurement.missing = None
     return run
 
 
-async def _take_out(image: Image, means: Means, outcome: Outcome) -> None:
-    outcome.missing = image.name  # first: it may be interrupted at any time
+async def _take_out(image: Image, bench: Bench, measurement: Measurement) -> None:
+    measurement.missing = image.name  # first: it may be interrupted at any time
     try:
-        await means.take_out(image, bool(outcome.runs[image.name]))
+        await bench.take_out(image, bool(measurement.runs[image.name]))
     except OciError:
-        outcome.missing = None
+        measurement.missing = None
         raise
 
 

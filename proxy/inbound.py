@@ -20,11 +20,11 @@ from proxy.migrating import (
     KINDS,
     Bring,
     Crossing,
+    Fate,
     Item,
     Kind,
     Left,
     MigrationFailed,
-    Outcome,
     Pauses,
     is_of,
     supersedes,
@@ -112,51 +112,51 @@ class Inbound:
 
     # One thing
 
-    async def _blob(self, item: Item) -> Outcome:
+    async def _blob(self, item: Item) -> Fate:
         digest = blob_digest(item.key)
         if digest is None or self._crossing.is_dry:
-            return Outcome.MOVED
+            return Fate.MOVED
         source = _Source(self._crossing, item)
         try:
             await self._intake.take(digest, item.size, source.read)
         except WrongBytes:
             raise Left("it is damaged: its bytes are not those of its digest") from None
         except _Gone:
-            return Outcome.GONE
+            return Fate.GONE
         except NoSpace:
             raise MigrationFailed(
                 "there is no room for the rest, since something else has come meanwhile: raise store.max_size"
             ) from None
         finally:
             await source.aclose()
-        return Outcome.MOVED
+        return Fate.MOVED
 
-    async def _record(self, kind: Kind, item: Item) -> Outcome:
+    async def _record(self, kind: Kind, item: Item) -> Fate:
         if self._crossing.is_dry and kind == "link":
-            return Outcome.MOVED
+            return Fate.MOVED
         theirs = await self._crossing.ask(lambda: self._crossing.bucket.read(item.key, limit(kind)))
         if theirs is None and item.size <= limit(kind):
-            return Outcome.GONE
+            return Fate.GONE
         if theirs is None or not is_known_record(item.key, theirs):
             raise Left("it is damaged: it cannot be read as what its key says it is")
         mine = await self._tree.read(item.key, limit(kind))
         if kind != "link" and mine is not None and not supersedes(kind, theirs, mine, time.time()):
-            return Outcome.THERE
+            return Fate.THERE
         if self._crossing.is_dry:
-            return Outcome.MOVED
+            return Fate.MOVED
         if kind == "tag":
             return await self._tag(item.key, theirs)
         await self._tree.write(item.key, theirs)
-        return Outcome.MOVED
+        return Fate.MOVED
 
-    async def _tag(self, key: str, body: bytes) -> Outcome:
+    async def _tag(self, key: str, body: bytes) -> Fate:
         """Record what a tag stands for, unless it is frozen here; that it is frozen elsewhere says nothing of here."""
         record, tag = parse_key(key), parse_tag(parse_record(body) or {})
         if record is None or tag is None or not isinstance(record.name, Tag):
             raise Left("it is no tag")
         thawed = replace(tag, is_frozen=False)
         is_recorded = await self._repositories.put_tag(record.repository, record.name, thawed)
-        return Outcome.MOVED if is_recorded else Outcome.THERE
+        return Fate.MOVED if is_recorded else Fate.THERE
 
 
 class _Gone(Exception):

@@ -19,7 +19,7 @@ from proxy.stores.s3 import Bucket, Stored
 from proxy.stores.s3_errors import BucketError
 
 T = TypeVar("T")
-Bring = Callable[["Item"], Awaitable["Outcome"]]
+Bring = Callable[["Item"], Awaitable["Fate"]]
 Kind = Literal["blob", "link", "tag", "history"]
 
 KINDS: tuple[Kind, ...] = (
@@ -43,7 +43,7 @@ class Left(Exception):
     """One thing that is left where it is; the message says why."""
 
 
-class Outcome(enum.Enum):
+class Fate(enum.Enum):
     """What became of one thing."""
 
     MOVED = enum.auto()
@@ -174,7 +174,7 @@ class Crossing:
     async def _one(self, kind: Kind, item: Item, bring: Bring) -> None:
         count = self.tally.counts[kind]
         try:
-            outcome = await bring(item)
+            fate = await bring(item)
         except Left as error:
             self.tally.fail(kind, item.key, str(error))
             return
@@ -185,10 +185,10 @@ class Crossing:
                 raise MigrationFailed(f"the bucket refuses one thing after the other: {error.reason}") from None
             return
         self._refused = 0
-        if outcome is Outcome.MOVED:
+        if fate is Fate.MOVED:
             count.moved += 1
             count.size += item.size
-        elif outcome is Outcome.THERE:
+        elif fate is Fate.THERE:
             count.there += 1
 
 

@@ -10,12 +10,12 @@ from functools import partial
 
 from proxy import files
 from proxy.files import PIECE, Entry, Handle, Tree, hop
-from proxy.migrating import KINDS, Bring, Crossing, Item, Kind, Left, Outcome, is_of, supersedes
+from proxy.migrating import KINDS, Bring, Crossing, Fate, Item, Kind, Left, is_of, supersedes
 from proxy.stores.keys import blob_digest, is_directory_of_ours
+from proxy.stores.payloads import Whole
 from proxy.stores.records import is_known_record, limit
 from proxy.stores.s3 import Stored
 from proxy.stores.s3_errors import Taken, Unconditional
-from proxy.stores.sources import Whole
 
 _FOLDERS = {"link": "_links", "tag": "_tags", "history": "_history"}
 _SHARD_DEPTH = 2  # slashes in the key of a directory that has blobs
@@ -68,19 +68,19 @@ class Outbound:
 
     # One thing
 
-    async def _blob(self, item: Item) -> Outcome:
+    async def _blob(self, item: Item) -> Fate:
         if self._crossing.is_dry:
-            return Outcome.MOVED
+            return Fate.MOVED
         with _readable():
             handle = await self._tree.open(item.key)
         if handle is None:
-            return Outcome.GONE
+            return Fate.GONE
         try:
             await self._check(item.key, handle)
             await self._crossing.ask(lambda: self._upload(item.key, handle))
         finally:
             handle.close()
-        return Outcome.MOVED
+        return Fate.MOVED
 
     async def _check(self, key: str, handle: Handle) -> None:
         """Hold a blob against its digest. Raises Left."""
@@ -112,31 +112,31 @@ class Outbound:
             self._crossing.arrived(-done)
             raise
 
-    async def _link(self, item: Item) -> Outcome:
+    async def _link(self, item: Item) -> Fate:
         body = await self._read("link", item.key)
         if body is None:
-            return Outcome.GONE
+            return Fate.GONE
         try:
             await self._write(item.key, body, is_new=True)
         except Taken:
-            return Outcome.THERE
-        return Outcome.MOVED
+            return Fate.THERE
+        return Fate.MOVED
 
-    async def _record(self, kind: Kind, item: Item) -> Outcome:
+    async def _record(self, kind: Kind, item: Item) -> Fate:
         """What a tag stands for, or has stood for: until what the bucket has is no older than what is here."""
         was_taken = False
         while (mine := await self._read(kind, item.key)) is not None:
             theirs = await self._crossing.ask(lambda: self._crossing.bucket.read(item.key, limit(kind)))
             if theirs is not None and not supersedes(kind, mine, theirs, time.time()):
-                return Outcome.THERE
+                return Fate.THERE
             try:
                 await self._write(item.key, mine, is_new=theirs is None and not was_taken)
             except Taken:  # just now, by a replica; or what is there is no record at all
                 was_taken = True
                 continue
             if self._crossing.is_dry or await self._read(kind, item.key) == mine:
-                return Outcome.MOVED  # else a server has recorded something later, and may have sent it before this
-        return Outcome.GONE
+                return Fate.MOVED  # else a server has recorded something later, and may have sent it before this
+        return Fate.GONE
 
     async def _read(self, kind: Kind, key: str) -> bytes | None:
         with _readable():

@@ -39,7 +39,7 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True)
-class Means:
+class PartMeans:
     """What a blob's parts are fetched with."""
 
     pace: Pace
@@ -55,7 +55,7 @@ class _Unfit(Exception):
 class _Part:
     """The bytes from `start` to `stop` (exclusive), as they come."""
 
-    def __init__(self, start: int, stop: int, total: int, means: Means) -> None:
+    def __init__(self, start: int, stop: int, total: int, means: PartMeans) -> None:
         self.start = start
         self.stop = stop
         self.is_answered = False
@@ -162,7 +162,7 @@ class PartedStream:
     part costs the blob nothing. Once one connection is enough again, a new lead is opened as the last part ends.
     """
 
-    def __init__(self, lead: Lead, total: int, means: Means) -> None:
+    def __init__(self, lead: Lead, total: int, means: PartMeans) -> None:
         self.start = lead.stream.start
         self.total = total
         self._means = means

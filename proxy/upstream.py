@@ -27,7 +27,7 @@ from proxy.oci.manifest import MAX_BYTES, Manifest, ManifestInvalid
 from proxy.oci.manifest import parse as parse_manifest
 from proxy.oci.reference import Reference, Repository
 from proxy.pace import WORTHWHILE, Pace
-from proxy.parts import Lead, Means, Memory, PartedStream
+from proxy.parts import Lead, Memory, PartedStream, PartMeans
 from proxy.stores.base import LimitStore
 from proxy.telemetry import Logger, Metrics
 from proxy.turns import Turn
@@ -246,7 +246,7 @@ class Upstream:
                 async with lead.connection:
                     yield lead.stream
                 return
-            means = Means(self._pace, self._memory, fetch, partial(self._exchange.spare, repository))
+            means = PartMeans(self._pace, self._memory, fetch, partial(self._exchange.spare, repository))
             async with contextlib.aclosing(PartedStream(lead, total, means)) as stream:
                 yield stream
 

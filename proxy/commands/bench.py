@@ -15,7 +15,7 @@ from rich.console import Console
 from yarl import URL
 
 from proxy import plot
-from proxy.benching import Outcome, measure
+from proxy.benching import Measurement, measure
 from proxy.commands.figures import Plan, document, tell, tell_plan
 from proxy.commands.images import excused, server_option
 from proxy.commands.loading import EXIT_CONFIG, EXIT_CTRL_C, config_option, console, guarded, load, refuse
@@ -80,25 +80,25 @@ def bench_command(  # noqa: PLR0913  an option is an argument
     _check_files(chosen)
     wanted = Wanted(tuple(dict.fromkeys(images)), _platform(platform), runs, cold, is_direct, at_once)
     out = Console(stderr=True, highlight=False) if chosen.json_file == Path("-") else console()
-    outcome, plans = Outcome(), list[Plan]()
+    measurement, plans = Measurement(), list[Plan]()
     with excused(), _site(path, chosen) as site:
         guarded(lambda: _planned(site, wanted, plans))
         tell_plan(plans[0], out)
         if not chosen.is_dry:
             _agree(chosen)
-            guarded(lambda: _measured(site, plans[0], outcome))
-            tell(plans[0], outcome, out)
-    _write(chosen, plans[0], outcome)
-    _end(outcome)
+            guarded(lambda: _measured(site, plans[0], measurement))
+            tell(plans[0], measurement, out)
+    _write(chosen, plans[0], measurement)
+    _end(measurement)
 
 
-def _end(outcome: Outcome) -> None:
-    if outcome.ended_by is None:
+def _end(measurement: Measurement) -> None:
+    if measurement.ended_by is None:
         return
-    name, lost = outcome.missing, ""
+    name, lost = measurement.missing, ""
     if name is not None:
         lost = f"\n{name} was taken out of the cache for a cold pull: entrepot warm {name} brings it back"
-    refuse(f"ended early: {outcome.ended_by}{lost}", EXIT_CTRL_C if outcome.is_interrupted else EXIT_ENDED)
+    refuse(f"ended early: {measurement.ended_by}{lost}", EXIT_CTRL_C if measurement.is_interrupted else EXIT_ENDED)
 
 
 def _platform(text: str | None) -> Platform:
@@ -163,24 +163,24 @@ def _agree(options: Options) -> None:
         refuse("nothing was measured", EXIT_CONFIG)
 
 
-async def _measured(site: Site, plan: Plan, outcome: Outcome) -> None:
+async def _measured(site: Site, plan: Plan, measurement: Measurement) -> None:
     with bars() as progress:
         task = progress.add_task("bench", total=sum(one.image.size * len(one.steps()) for one in plan.orders))
-        means = site.means(
+        bench = site.bench(
             plan,
             began=lambda image, step: progress.update(task, description=f"{image.name}, {step.way}"),
             arrived=lambda count: progress.advance(task, count),
         )
         try:
-            await measure(plan.orders, means, outcome, at_once=plan.at_once)
+            await measure(plan.orders, bench, measurement, at_once=plan.at_once)
         except asyncio.CancelledError:  # Ctrl-C: what was measured by then is told
-            outcome.ended_by, outcome.is_interrupted = "it was interrupted", True
+            measurement.ended_by, measurement.is_interrupted = "it was interrupted", True
 
 
-def _write(options: Options, plan: Plan, outcome: Outcome) -> None:
+def _write(options: Options, plan: Plan, measurement: Measurement) -> None:
     texts: Sequence[tuple[str, Path | None, str]] = (
-        ("--json", options.json_file, json.dumps(document(plan, outcome), indent=2) + "\n"),
-        ("--plot", options.plot_file, plot.draw(outcome.runs)),
+        ("--json", options.json_file, json.dumps(document(plan, measurement), indent=2) + "\n"),
+        ("--plot", options.plot_file, plot.draw(measurement.runs)),
     )
     for hint, file, text in texts:
         if file == Path("-"):

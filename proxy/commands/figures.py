@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from proxy.allowances import Bill
-from proxy.benching import Order, Outcome
+from proxy.benching import Measurement, Order
 from proxy.inventory import age, size
 from proxy.oci.platform import Platform
 from proxy.timings import Phase, Run, Spread, Way, ratio, span, spreads, times
@@ -78,13 +78,13 @@ def _line(out: Console, text: Text | str) -> None:
     out.print(text if isinstance(text, Text) else Text(text), soft_wrap=True)
 
 
-def tell(plan: Plan, outcome: Outcome, out: Console) -> None:
+def tell(plan: Plan, measurement: Measurement, out: Console) -> None:
     """Say what was measured, image by image."""
     for order in plan.orders:
-        found = spreads(outcome.runs.get(order.image.name, []))
+        found = spreads(measurement.runs.get(order.image.name, []))
         if found:
             out.print()
-            out.print(_table(order, found, outcome.runs[order.image.name]))
+            out.print(_table(order, found, measurement.runs[order.image.name]))
             for sentence in _sentences(order, found):
                 _line(out, sentence)
 
@@ -125,7 +125,7 @@ def _sentences(order: Order, found: Mapping[Way, Mapping[Phase, Spread]]) -> lis
     return said
 
 
-def document(plan: Plan, outcome: Outcome) -> dict[str, Any]:
+def document(plan: Plan, measurement: Measurement) -> dict[str, Any]:
     """All of it for programs: bytes, seconds, and every single pull."""
     return {
         "cache": plan.cache,
@@ -133,9 +133,9 @@ def document(plan: Plan, outcome: Outcome) -> dict[str, Any]:
         "platform": str(plan.platform),
         "downloads": plan.at_once,
         "upstreams": [asdict(bill) for bill in plan.bills],
-        "images": [_image(order, outcome.runs.get(order.image.name, [])) for order in plan.orders],
-        "ended_by": outcome.ended_by,
-        "missing": outcome.missing,
+        "images": [_image(order, measurement.runs.get(order.image.name, [])) for order in plan.orders],
+        "ended_by": measurement.ended_by,
+        "missing": measurement.missing,
     }
 
 

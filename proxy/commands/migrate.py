@@ -41,7 +41,7 @@ rate_option = click.option(
 )
 
 
-class Way(Protocol):
+class Direction(Protocol):
     """One direction."""
 
     async def wanted(self) -> int:
@@ -106,7 +106,7 @@ def to_disk_command(path: Path | None, as_json: bool, is_dry: bool, rate: int) -
     _migrate(load(path), Throttle(rate), Report(is_dry), _inbound, as_json)
 
 
-Open = Callable[[Config, Tree, Crossing], contextlib.AbstractAsyncContextManager[Way]]
+Open = Callable[[Config, Tree, Crossing], contextlib.AbstractAsyncContextManager[Direction]]
 
 
 def _migrate(config: Config, throttle: Throttle, report: Report, way: Open, as_json: bool) -> None:
@@ -164,14 +164,14 @@ def _bar(progress: Progress) -> Callable[[int], None]:
 
 
 @contextlib.asynccontextmanager
-async def _outbound(_config: Config, tree: Tree, crossing: Crossing) -> AsyncIterator[Way]:
+async def _outbound(_config: Config, tree: Tree, crossing: Crossing) -> AsyncIterator[Direction]:
     if not crossing.is_dry:
         await trial(crossing.bucket)
     yield Outbound(tree, crossing)
 
 
 @contextlib.asynccontextmanager
-async def _inbound(config: Config, tree: Tree, crossing: Crossing) -> AsyncIterator[Way]:
+async def _inbound(config: Config, tree: Tree, crossing: Crossing) -> AsyncIterator[Direction]:
     async with means(tree, Bounds(config.store.max_size, config.store.min_free)) as opened:
         try:
             yield Inbound(opened, crossing)

@@ -9,7 +9,7 @@ from itertools import chain
 
 from proxy import sections
 from proxy.allowances import Allowed, Bill, accounts, allowed, check
-from proxy.benching import Means, Order, Shown, Step, is_whole, objection
+from proxy.benching import Bench, Order, Shown, Step, is_whole, objection
 from proxy.commands.figures import Plan
 from proxy.commands.images import Where
 from proxy.config import Config
@@ -139,9 +139,9 @@ class Site:
 
     # While it goes on
 
-    def means(self, plan: Plan, began: Callable[[Image, Step], None], arrived: Arrived) -> Means:
+    def bench(self, plan: Plan, began: Callable[[Image, Step], None], arrived: Arrived) -> Bench:
         """What the plan is carried out with."""
-        return Means(
+        return Bench(
             direct=lambda image: self._direct(image.repository),
             cache=self._cache,
             admit=self._admit,

@@ -19,9 +19,9 @@ from pydantic import SecretStr
 from proxy.blob_stream import Interrupted
 from proxy.single_flight import SingleFlight
 from proxy.stores import s3_trial
+from proxy.stores.payloads import Payload
 from proxy.stores.s3 import Bucket, ObjectStream
 from proxy.stores.s3_errors import BucketError, Taken
-from proxy.stores.sources import Source
 from proxy.telemetry import Logger, Metrics
 
 PATIENCE = 3.0  # seconds for an answer that a pull waits for
@@ -199,7 +199,7 @@ class Durable:
                 raise
             self._worked(Use.STREAM, began)
 
-    async def upload(self, key: str, source: Source) -> bool:
+    async def upload(self, key: str, payload: Payload) -> bool:
         """Put a file in place, unless an object of its size is there already; whether it is there now.
 
         Raises OSError where the file cannot be read, Vanished.
@@ -208,14 +208,14 @@ class Durable:
             return False
         began = time.monotonic()
         try:
-            if key not in self._disowned and _is_content(key) and await self._bucket.size(key) == source.size:
+            if key not in self._disowned and _is_content(key) and await self._bucket.size(key) == payload.size:
                 return True  # which tells nothing of uploading
-            await self._bucket.upload(key, source)
+            await self._bucket.upload(key, payload)
         except BucketError as error:
             self._failed(Use.UPLOAD, error.reason)
             return False
         self._worked(Use.UPLOAD, began)
-        self._metrics.bucket_bytes.labels("up").inc(source.size)
+        self._metrics.bucket_bytes.labels("up").inc(payload.size)
         self._disowned.pop(key, None)
         return True
 

@@ -20,10 +20,10 @@ from proxy import sections
 from proxy.blob_stream import Interrupted, Watch
 from proxy.files import hop
 from proxy.stores import s3_access
+from proxy.stores.payloads import Payload
 from proxy.stores.s3_access import Access
 from proxy.stores.s3_errors import code_of, explained
 from proxy.stores.s3_uploads import Uploader
-from proxy.stores.sources import Source
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3.type_defs import HeadObjectOutputTypeDef
@@ -191,12 +191,12 @@ class Bucket:
 
     # Files
 
-    async def upload(self, key: str, source: Source, sent: Callable[[int], None] = lambda _: None) -> None:
+    async def upload(self, key: str, payload: Payload, sent: Callable[[int], None] = lambda _: None) -> None:
         """Put a file in place: nothing of it is visible before all of it is. What is there already is replaced.
 
         `sent` is told of bytes that have got there. Raises OSError where the file cannot be read, Vanished.
         """
-        await self._uploader.upload(key, source, sent)
+        await self._uploader.upload(key, payload, sent)
 
     async def abandon(self, before: float) -> int:
         """Give up uploads that somebody began before then (seconds since the epoch) and never ended; how many."""

@@ -13,7 +13,7 @@ from botocore.exceptions import (
 )
 
 from proxy.blob_stream import Interrupted
-from proxy.stores.sources import Vanished
+from proxy.stores.payloads import Vanished
 
 T = TypeVar("T")
 
@@ -82,7 +82,7 @@ class Unconditional(BucketError):
     """The store knows no conditional writes."""
 
 
-class _OfSource(Exception):
+class _OfPayload(Exception):
     """What was to be uploaded cannot be had: that is no failure of the bucket's."""
 
     def __init__(self, error: Exception) -> None:
@@ -90,23 +90,23 @@ class _OfSource(Exception):
         self.error = error
 
 
-async def of_source(wanted: Awaitable[T]) -> T:
-    """What the source of an upload gives; see source_apart()."""
+async def of_payload(wanted: Awaitable[T]) -> T:
+    """What the payload of an upload gives; see payload_apart()."""
     try:
         return await wanted
     except (OSError, Vanished) as error:
-        raise _OfSource(error) from None
+        raise _OfPayload(error) from None
 
 
 @contextlib.contextmanager
-def source_apart() -> Iterator[None]:
-    """Around an upload: what its source fails with is raised as such."""
+def payload_apart() -> Iterator[None]:
+    """Around an upload: what its payload fails with is raised as such."""
     failure: BaseException | None = None
     try:
         yield
-    except* _OfSource as group:
+    except* _OfPayload as group:
         failure = _first(group)
-    if isinstance(failure, _OfSource):
+    if isinstance(failure, _OfPayload):
         raise failure.error
 
 
@@ -115,7 +115,7 @@ def explained() -> Iterator[None]:
     """Around what a store may refuse: as BucketError, in words."""
     try:
         yield
-    except* _OfSource:
+    except* _OfPayload:
         raise
     except* Exception as group:  # a library may trip in any way over what a server says
         error = _first(group)

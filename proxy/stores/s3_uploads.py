@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from botocore.exceptions import BotoCoreError, ClientError
 
 from proxy.files import outlast
+from proxy.stores.payloads import Payload
 from proxy.stores.s3_access import Access, getting_on
-from proxy.stores.s3_errors import explained, of_source, source_apart
-from proxy.stores.sources import Source
+from proxy.stores.s3_errors import explained, of_payload, payload_apart
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3.type_defs import CompletedPartTypeDef
@@ -27,29 +27,29 @@ class Uploader:
         self._access = access
         self._in_memory = asyncio.Semaphore(PARTS_AT_ONCE)
 
-    async def upload(self, key: str, source: Source, sent: Callable[[int], None]) -> None:
+    async def upload(self, key: str, payload: Payload, sent: Callable[[int], None]) -> None:
         """Put a file in place; what is there already is replaced.
 
         Without a condition, since who writes a key of a digest writes the same, and parts know none on every store.
         `sent` is told of bytes that have got there. Raises OSError where the file cannot be read, Vanished.
         """
-        if source.size <= PART:
+        if payload.size <= PART:
             async with self._in_memory:
-                await source.there(source.size)
-                body = await source.read(0, source.size)
+                await payload.there(payload.size)
+                body = await payload.read(0, payload.size)
                 with explained():
                     await self._access.put(key, body)
-            sent(source.size)
+            sent(payload.size)
             return
-        with source_apart(), explained():
-            await self._in_parts(key, source, sent)
+        with payload_apart(), explained():
+            await self._in_parts(key, payload, sent)
 
-    async def _in_parts(self, key: str, source: Source, sent: Callable[[int], None]) -> None:
+    async def _in_parts(self, key: str, payload: Payload, sent: Callable[[int], None]) -> None:
         client, where = self._access.client, self._access.object(key)
-        begun = await client.create_multipart_upload(**where, **self._access.keeping(source.size))
+        begun = await client.create_multipart_upload(**where, **self._access.keeping(payload.size))
         upload = begun["UploadId"]
         try:
-            parts = await self._parts(key, upload, source, sent)
+            parts = await self._parts(key, upload, payload, sent)
             done = await client.complete_multipart_upload(**where, UploadId=upload, MultipartUpload={"Parts": parts})
             _ = done["ETag"]
         except BaseException:
@@ -57,23 +57,23 @@ class Uploader:
             raise
 
     async def _parts(
-        self, key: str, upload: str, source: Source, sent: Callable[[int], None]
+        self, key: str, upload: str, payload: Payload, sent: Callable[[int], None]
     ) -> "list[CompletedPartTypeDef]":
-        size = max(PART, -(-source.size // 9_000))  # ten thousand at most
+        size = max(PART, -(-payload.size // 9_000))  # ten thousand at most
         client, where = self._access.client, self._access.object(key)
         tasks = []
 
         async def one(number: int, offset: int) -> "CompletedPartTypeDef":
             async with self._in_memory:
-                body = await of_source(source.read(offset, size))
+                body = await of_payload(payload.read(offset, size))
                 async with getting_on(len(body)):
                     done = await client.upload_part(**where, UploadId=upload, PartNumber=number, Body=body)
             sent(len(body))
             return {"PartNumber": number, "ETag": done["ETag"]}
 
         async with asyncio.TaskGroup() as group:
-            for number, offset in enumerate(range(0, source.size, size), start=1):
-                await of_source(source.there(min(source.size, offset + size)))  # which takes no memory yet
+            for number, offset in enumerate(range(0, payload.size, size), start=1):
+                await of_payload(payload.there(min(payload.size, offset + size)))  # which takes no memory yet
                 tasks.append(group.create_task(one(number, offset)))
         return [task.result() for task in tasks]
 

@@ -16,7 +16,7 @@ from proxy.files import Tree, hop
 from proxy.oci.digest import Digest
 from proxy.stores.durable import Durable
 from proxy.stores.keys import UPLOADS, blob_digest, upload_key
-from proxy.stores.sources import Source, Vanished, Whole
+from proxy.stores.payloads import Payload, Vanished, Whole
 from proxy.telemetry import Logger, Metrics
 
 AT_ONCE = 4  # of one process
@@ -179,7 +179,7 @@ class Uploads:
 
     # What is uploaded while it comes
 
-    def follow(self, key: str, source: Source, ended: Callable[[], None]) -> None:
+    def follow(self, key: str, payload: Payload, ended: Callable[[], None]) -> None:
         """Have a blob uploaded while it is still on its way in, where a server uploads, and not many are already.
 
         Else, and should it fail, it is uploaded once it is there. `ended` is called when it is read no more.
@@ -187,7 +187,7 @@ class Uploads:
         if not self._is_running or len(self._early) >= EARLY:
             ended()
             return
-        task = asyncio.create_task(self._followed(source, key))
+        task = asyncio.create_task(self._followed(payload, key))
         self._early[key] = task
 
         def over(done: asyncio.Task[bool]) -> None:
@@ -197,9 +197,9 @@ class Uploads:
 
         task.add_done_callback(over)
 
-    async def _followed(self, source: Source, key: str) -> bool:
+    async def _followed(self, payload: Payload, key: str) -> bool:
         try:
-            return await self._durable.upload(key, source)
+            return await self._durable.upload(key, payload)
         except (OSError, Vanished):  # whoever brings it in has said why
             return False
 

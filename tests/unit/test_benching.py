@@ -9,7 +9,7 @@ import pytest
 
 from proxy import allowances, sections
 from proxy.allowances import Allowed
-from proxy.benching import Means, Order, Outcome, is_whole, measure, objection
+from proxy.benching import Bench, Measurement, Order, is_whole, measure, objection
 from proxy.oci.digest import Digest
 from proxy.oci.errors import OciError, Problem
 from proxy.oci.manifest import OCI_MANIFEST, Descriptor, Manifest
@@ -65,7 +65,7 @@ def test_nothing_is_asked_directly_where_that_is_not_wanted() -> None:
 
 
 class Failing:
-    """Means of a measurement whose cache fails; says what was called."""
+    """The bench of a measurement whose cache fails; says what was called."""
 
     def __init__(self, *, is_refused: bool) -> None:
         self.calls: list[str] = []
@@ -87,9 +87,9 @@ class Failing:
         raise OciError(Problem.UPSTREAM_UNREACHABLE, "no answer")
         yield
 
-    def means(self) -> Means:
+    def bench(self) -> Bench:
         """As a measurement takes them."""
-        return Means(
+        return Bench(
             direct=lambda _: self.cache(), cache=self.cache, admit=self.admit, take_out=self.take_out,
             began=lambda *_: None, arrived=lambda _: None,
         )  # fmt: skip
@@ -99,11 +99,11 @@ class Failing:
 async def test_an_image_that_was_taken_out_and_did_not_come_back_is_named(
     is_refused: bool, missing: str | None
 ) -> None:
-    failing, outcome = Failing(is_refused=is_refused), Outcome()
-    await measure([order(cold=1, is_cached=True)], failing.means(), outcome, at_once=3)
+    failing, measurement = Failing(is_refused=is_refused), Measurement()
+    await measure([order(cold=1, is_cached=True)], failing.bench(), measurement, at_once=3)
     assert failing.calls == ["admit 2", "take out"]
-    assert outcome.missing == missing
-    assert outcome.ended_by == ("app, cold: it is pinned" if is_refused else "app, cold: no answer")
+    assert measurement.missing == missing
+    assert measurement.ended_by == ("app, cold: it is pinned" if is_refused else "app, cold: no answer")
 
 
 def shown(**more: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pytest
 from proxy import parts
 from proxy.blob_stream import BlobStream, Interrupted
 from proxy.pace import Pace
-from proxy.parts import Lead, Means, Memory, PartedStream, _Part
+from proxy.parts import Lead, Memory, PartedStream, PartMeans, _Part
 
 MIB = 1024 * 1024
 DATA = os.urandom(12 * MIB)
@@ -31,7 +31,7 @@ class Body:
         return await anext(self._chunks, b"")
 
 
-def means(bodies: Callable[[int, int | None], Chunks], total: int, level: int = 2) -> Means:
+def means(bodies: Callable[[int, int | None], Chunks], total: int, level: int = 2) -> PartMeans:
     """As if so many connections had been found to be faster."""
     pace = Pace(4)
     pace.level, pace.share, pace.rate, pace._calm_until = level, 1e5, 2e5, math.inf
@@ -40,7 +40,7 @@ def means(bodies: Callable[[int, int | None], Chunks], total: int, level: int = 
     async def fetch(start: int, stop: int | None) -> AsyncIterator[BlobStream]:
         yield cast(BlobStream, Body(start, total, bodies(start, stop)))
 
-    return Means(pace, Memory(64 * MIB), fetch, contextlib.ExitStack)
+    return PartMeans(pace, Memory(64 * MIB), fetch, contextlib.ExitStack)
 
 
 @pytest.fixture(autouse=True)

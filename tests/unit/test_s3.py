@@ -16,10 +16,10 @@ from proxy import sections
 from proxy.files import Handle, Tree, hop
 from proxy.stores import s3_trial, s3_uploads
 from proxy.stores.directory import open_tree
+from proxy.stores.payloads import Whole
 from proxy.stores.s3 import Bucket
 from proxy.stores.s3_access import Access
 from proxy.stores.s3_errors import BucketError, Taken
-from proxy.stores.sources import Whole
 from tests.buckets import KEYS, REGION, TestBucket
 from tests.faulty_disk import FaultyDisk, Point
 

@@ -10,7 +10,7 @@ class Vanished(Exception):
     """What was being uploaded while it came will not come to its end."""
 
 
-class Source(Protocol):
+class Payload(Protocol):
     """What is to be uploaded: so many bytes, all of which are there, or come."""
 
     @property
