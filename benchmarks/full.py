@@ -23,7 +23,9 @@ from proxy.candidates import IDLE
 from proxy.config import Config
 from proxy.demo import REPOSITORY, Plan, Registry, generate
 from proxy.files import hop
-from proxy.sections import Server, Store, Upstream
+from proxy.sections.server import Server
+from proxy.sections.store import Store
+from proxy.sections.upstream import Upstream
 from proxy.serving import bind, listening
 from proxy.telemetry import Metrics, quiet
 from proxy.values import Listen

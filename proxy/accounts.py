@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Protocol, TypeVar
 
-from proxy import sections
 from proxy.credentials.opening import source_of
 from proxy.credentials.refreshing import Refreshing
 from proxy.egress import Egress
 from proxy.oci.errors import OciError, Problem
 from proxy.oci.ratelimit import Budget, State, as_utc, parse
 from proxy.oci.reference import Repository
+from proxy.sections.account import Account as AccountSection
+from proxy.sections.upstream import Upstream as UpstreamSection
 from proxy.stores.base import LimitStore
 from proxy.telemetry import Logger, Metrics
 from proxy.tokens import Tokens
@@ -199,7 +200,7 @@ class Accounts:
         task.add_done_callback(self._writing.discard)
 
 
-def open_account(settings: sections.Account, upstream: sections.Upstream, egress: Egress, log: Logger) -> Account:
+def open_account(settings: AccountSection, upstream: UpstreamSection, egress: Egress, log: Logger) -> Account:
     """An account as it is configured; nothing is asked yet."""
     source = source_of(settings, upstream.registry, upstream.base)
     credential = (

@@ -15,12 +15,12 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from proxy import sections
 from proxy.desk import Desk
 from proxy.files import hop
 from proxy.frontdoor import Closed
 from proxy.oci.errors import OciError
 from proxy.oci.ratelimit import Budget, State, as_utc
+from proxy.sections.server import Admin as AdminSection
 from proxy.stores.base import LimitStore
 from proxy.values import duration, moment
 
@@ -74,7 +74,7 @@ class Admin:
 
     def __init__(
         self,
-        settings: sections.Admin,
+        settings: AdminSection,
         registry: CollectorRegistry,
         limits: LimitStore,
         desk: Desk,

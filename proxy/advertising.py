@@ -4,14 +4,14 @@ import contextlib
 import ipaddress
 import socket
 
-from proxy import sections
+from proxy.sections.server import Server
 from proxy.values import Listen
 
 # Addresses that are nobody's (RFC 5737, RFC 3849): no packet is sent, only the way to them is looked up.
 _ELSEWHERE = ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"))
 
 
-def advertised(server: sections.Server, sock: socket.socket) -> str | None:
+def advertised(server: Server, sock: socket.socket) -> str | None:
     """The base URL of a server that listens on this socket; None if it has no address that others could reach."""
     if server.advertise is not None:
         return server.advertise

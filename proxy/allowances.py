@@ -4,11 +4,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from proxy import sections
 from proxy.accounts import able
 from proxy.oci.errors import OciError, Problem
 from proxy.oci.ratelimit import Budget
 from proxy.oci.reference import Repository
+from proxy.sections.upstream import Upstream
 from proxy.stores.base import LimitStore
 
 
@@ -27,12 +27,12 @@ class Allowed:
         return max(0, self.remaining - self.kept)
 
 
-def accounts(settings: sections.Upstream, repository: Repository) -> Sequence[str]:
+def accounts(settings: Upstream, repository: Repository) -> Sequence[str]:
     """The labels of those who may ask for it: what one spends the others have less of, if they are the same."""
     return tuple(account.label for account in able(settings.accounts, repository))
 
 
-async def allowed(limits: LimitStore, settings: sections.Upstream, repository: Repository) -> Allowed | None:
+async def allowed(limits: LimitStore, settings: Upstream, repository: Repository) -> Allowed | None:
     """What all accounts for a repository have left together; None while one of them was told of no limit."""
     now, found = time.time(), []
     for label in accounts(settings, repository):

@@ -12,7 +12,10 @@ from proxy import files, trust
 from proxy.certificates import Certificate
 from proxy.config import Config, ConfigError
 from proxy.inventory import age, size
-from proxy.sections import S3, Account, Lifecycle, Upstream, Warm
+from proxy.sections.account import Account
+from proxy.sections.images import Lifecycle, Warm
+from proxy.sections.store import S3
+from proxy.sections.upstream import Upstream
 from proxy.stores import ledger
 from proxy.warming import here
 

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass, field
 
 from proxy.candidates import SMALL
-from proxy.sections import S3
+from proxy.sections.store import S3
 from proxy.stores.keys import blob_digest
 from proxy.stores.s3 import Bucket
 from proxy.stores.s3_errors import BucketError

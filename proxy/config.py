@@ -15,7 +15,11 @@ from proxy.oci.lifecycle import PolicyInvalid
 from proxy.proxies import from_environment
 from proxy.registries import PUBLIC, known
 from proxy.routing import Routes, image
-from proxy.sections import S3, Account, Admin, Lifecycle, Log, Server, StorageClass, Store, Upstream, Warm
+from proxy.sections.account import Account
+from proxy.sections.images import Lifecycle, Warm
+from proxy.sections.server import Admin, Log, Server
+from proxy.sections.store import S3, StorageClass, Store
+from proxy.sections.upstream import Upstream
 from proxy.values import Section
 
 PREFIX = "ENTREPOT_"

@@ -23,7 +23,9 @@ from proxy.app import build
 from proxy.config import Config
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import OCI_MANIFEST
-from proxy.sections import Server, Store, Upstream
+from proxy.sections.server import Server
+from proxy.sections.store import Store
+from proxy.sections.upstream import Upstream
 from proxy.serving import bind, listening
 from proxy.telemetry import Metrics, quiet
 from proxy.values import Listen

@@ -10,12 +10,13 @@ import aiohttp
 from aiohttp.abc import AbstractResolver
 from yarl import URL
 
-from proxy import __version__, failures, sections
+from proxy import __version__, failures
 from proxy.oci import challenge
 from proxy.oci.challenge import Challenge
 from proxy.oci.errors import OciError, Problem
 from proxy.oci.hostname import may_be_asked_for
 from proxy.pauses import Pauses
+from proxy.sections.upstream import Upstream
 from proxy.sessions import Sending, Sessions
 from proxy.telemetry import Logger
 from proxy.trust import Context, Trust
@@ -35,7 +36,7 @@ class Egress:
     left on a pooled connection must not become theirs.
     """
 
-    def __init__(self, settings: sections.Upstream, *, resolver: AbstractResolver | None = None) -> None:
+    def __init__(self, settings: Upstream, *, resolver: AbstractResolver | None = None) -> None:
         """`resolver`: who looks up the names of direct connections, if not the system."""
         self.base = settings.base
         self.origin = settings.base.origin()

@@ -6,8 +6,8 @@ from typing import Any
 
 import aiohttp
 
-from proxy import sections
 from proxy.oci.reference import Reference, Repository
+from proxy.sections.server import Server
 from proxy.values import Listen
 
 PATIENCE = 30.0  # seconds; the server itself takes no longer
@@ -30,7 +30,7 @@ class Told:
 class FrontDoor:
     """The registry's listener of the server that this configuration is for."""
 
-    def __init__(self, server: sections.Server) -> None:
+    def __init__(self, server: Server) -> None:
         host = _EVERYWHERE.get(server.listen.host, server.listen.host)
         scheme = "http" if server.tls_certificate is None else "https"
         self.url = f"{scheme}://{Listen(host=host, port=server.listen.port)}"

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from proxy import sections
 from proxy.accounts import able
 from proxy.catalog import Catalog, Image, Variant
 from proxy.files import Tree
@@ -16,6 +15,7 @@ from proxy.oci.freshness import Verdict, verdict
 from proxy.oci.manifest import INDEXES
 from proxy.oci.ratelimit import Budget, State, as_utc
 from proxy.oci.reference import Repository, Tag
+from proxy.sections.upstream import Upstream
 from proxy.stores import quarantine
 from proxy.stores.base import Pin, TagRecord
 
@@ -49,7 +49,7 @@ def size(count: int) -> str:
 class Setting:
     """What of an upstream's configuration decides how an image is seen; None for one that is configured no more."""
 
-    upstreams: Mapping[str, sections.Upstream]
+    upstreams: Mapping[str, Upstream]
     now: float
 
     def verdict(self, image: Image, record: TagRecord) -> Verdict:
@@ -177,9 +177,7 @@ def _pinned(image: Image, now: float) -> str:
     return "until it is unpinned" if pin.until is None else f"until {as_utc(pin.until)} (for {age(pin.until - now)})"
 
 
-def _accounts(
-    image: Image, upstream: sections.Upstream, limits: Sequence[tuple[str, str, State]], now: float
-) -> list[str]:
+def _accounts(image: Image, upstream: Upstream, limits: Sequence[tuple[str, str, State]], now: float) -> list[str]:
     known = {(registry, account): state for registry, account, state in limits}
     found = []
     for account in able(upstream.accounts, image.repository):
@@ -235,7 +233,7 @@ def usage(catalog: Catalog, tree: Tree) -> dict[str, Any]:
     }
 
 
-def setting(upstreams: Sequence[sections.Upstream]) -> Setting:
+def setting(upstreams: Sequence[Upstream]) -> Setting:
     """The configuration as it bears on images, now."""
     return Setting({one.registry: one for one in upstreams}, time.time())
 

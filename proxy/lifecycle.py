@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-from proxy import inventory, sections
+from proxy import inventory
 from proxy.catalog import Catalog, Image
 from proxy.files import Tree
 from proxy.oci.digest import Digest
@@ -18,6 +18,8 @@ from proxy.oci.lifecycle import Policy, Subject, Taken, evaluate
 from proxy.oci.ratelimit import as_utc
 from proxy.oci.reference import Reference, Repository
 from proxy.removal import Needs, carry_out
+from proxy.sections.images import Lifecycle
+from proxy.sections.upstream import Upstream
 from proxy.stores.keys import link_key, pin_key
 from proxy.stores.records import read_pin, read_tag
 
@@ -74,7 +76,7 @@ class Plan:
         return (one for one in self.due if one.kept is None)
 
 
-def configured(entries: Sequence[sections.Lifecycle], upstreams: Sequence[sections.Upstream]) -> Policies:
+def configured(entries: Sequence[Lifecycle], upstreams: Sequence[Upstream]) -> Policies:
     """The policies of the configuration; the first that covers a repository is its policy."""
     assignments = [
         Assignment(f"lifecycle[{index}]", entry.repositories, entry.policy)

@@ -14,7 +14,7 @@ from proxy.oci.imagelist import Wish, parse
 from proxy.oci.reference import Reference, Repository
 from proxy.routing import Routes
 from proxy.routing import image as resolve
-from proxy.sections import Warm
+from proxy.sections.images import Warm
 from proxy.stores.base import Pin, RepositoryStore
 from proxy.telemetry import Logger, Metrics
 from proxy.warming import Report, Warmed, Warming, platforms

@@ -14,7 +14,6 @@ import aiohttp
 from prometheus_client import CollectorRegistry
 from yarl import URL
 
-from proxy import sections
 from proxy.blob_stream import Interrupted
 from proxy.egress import USER_AGENT, read_limited
 from proxy.oci.digest import Digest
@@ -25,6 +24,7 @@ from proxy.oci.reference import Reference, Repository
 from proxy.oci.retry import retry_after
 from proxy.parts import Memory
 from proxy.pulling import Read
+from proxy.sections.upstream import Upstream as UpstreamSection
 from proxy.stores.base import LimitStore
 from proxy.telemetry import Metrics, quiet
 from proxy.upstream import Upstream
@@ -77,7 +77,7 @@ class Direct:
 
 
 @contextlib.asynccontextmanager
-async def direct(settings: sections.Upstream, limits: LimitStore) -> AsyncIterator[Direct]:
+async def direct(settings: UpstreamSection, limits: LimitStore) -> AsyncIterator[Direct]:
     """The registry itself. Raises ConfigError for what is wrong with its TLS files."""
     async with Upstream(settings, limits, Memory(0), Metrics(CollectorRegistry()), quiet()) as upstream:
         yield Direct(upstream)

@@ -19,7 +19,7 @@ from typing import IO, Any
 from proxy.beside import NICENESS, beside
 from proxy.clearing import Limits, Tally, clear_all
 from proxy.files import hop
-from proxy.sections import S3
+from proxy.sections.store import S3
 from proxy.stores.durable import Durable
 from proxy.stores.leases import DIRECTORY
 from proxy.stores.s3 import Bucket

@@ -4,10 +4,12 @@ import asyncio
 import contextlib
 from collections.abc import Sequence
 
-from proxy import sections
 from proxy.accounts import open_account
 from proxy.egress import Egress, asked_for
 from proxy.oci.errors import OciError, Problem
+from proxy.sections.account import Account
+from proxy.sections.store import S3
+from proxy.sections.upstream import Upstream
 from proxy.stores import s3_trial
 from proxy.stores.durable import REFUSED_URLS
 from proxy.stores.s3 import Bucket
@@ -18,7 +20,7 @@ ANSWERS = frozenset({200, 401, 403, 429})  # of a registry to /v2/, whatever it 
 LONGEST = 20.0  # seconds for one account
 
 
-def is_worth_trying(upstream: sections.Upstream) -> bool:
+def is_worth_trying(upstream: Upstream) -> bool:
     """Whether it may be asked, and something could be wrong: an account, a proxy, or TLS files of its own."""
     if upstream.sealed:
         return False
@@ -26,14 +28,14 @@ def is_worth_trying(upstream: sections.Upstream) -> bool:
     return has_account or any((upstream.proxy, upstream.ca_file, upstream.client_certificate))
 
 
-async def problems(upstreams: Sequence[sections.Upstream]) -> list[str]:
+async def problems(upstreams: Sequence[Upstream]) -> list[str]:
     """Ask each upstream who we are to it, as each of its accounts: a sentence for each that fails."""
     trials = [(index, upstream) for index, upstream in enumerate(upstreams) if is_worth_trying(upstream)]
     found = await asyncio.gather(*(_tried(upstream, f"upstream[{index}]") for index, upstream in trials))
     return [sentence for sentences in found for sentence in sentences]
 
 
-async def bucket_problems(settings: sections.S3 | None) -> list[str]:
+async def bucket_problems(settings: S3 | None) -> list[str]:
     """Write, read and remove an object as the cache would: a sentence if that fails, or if less works than it might."""
     if settings is None:
         return []
@@ -54,7 +56,7 @@ async def bucket_problems(settings: sections.S3 | None) -> list[str]:
     return [f"store.s3: {settings.bucket}: {problem}" for problem in said]
 
 
-async def _tried(upstream: sections.Upstream, key: str) -> list[str]:
+async def _tried(upstream: Upstream, key: str) -> list[str]:
     said = []
     async with Egress(upstream) as egress:
         for account in upstream.accounts:
@@ -68,7 +70,7 @@ async def _tried(upstream: sections.Upstream, key: str) -> list[str]:
     return list(dict.fromkeys(said))
 
 
-async def _log_in(upstream: sections.Upstream, settings: sections.Account, egress: Egress) -> None:
+async def _log_in(upstream: Upstream, settings: Account, egress: Egress) -> None:
     """Ask for /v2/, and show who we are if that is asked. Raises OciError with what is wrong."""
     account = open_account(settings, upstream, egress, quiet())
     try:

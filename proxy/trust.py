@@ -7,7 +7,7 @@ from pathlib import Path
 
 from proxy.config import Config, ConfigError
 from proxy.files import hop, stamp
-from proxy.sections import Upstream
+from proxy.sections.upstream import Upstream
 from proxy.telemetry import Logger
 
 Context = ssl.SSLContext | bool  # True: the system's roots and nothing more; False: nothing is verified

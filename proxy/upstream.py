@@ -15,7 +15,6 @@ import aiohttp
 from cachetools import TTLCache
 from yarl import URL
 
-from proxy import sections
 from proxy.accounts import Accounts, open_account
 from proxy.blob_stream import BlobStream
 from proxy.egress import Egress
@@ -28,6 +27,7 @@ from proxy.oci.manifest import parse as parse_manifest
 from proxy.oci.reference import Reference, Repository
 from proxy.pace import WORTHWHILE, Pace
 from proxy.parts import Lead, Memory, PartedStream, PartMeans
+from proxy.sections.upstream import Upstream as UpstreamSection
 from proxy.stores.base import LimitStore
 from proxy.telemetry import Logger, Metrics
 from proxy.turns import Turn
@@ -60,7 +60,7 @@ class Upstream:
     """One registry, under the name clients use for it. Every method raises OciError, and nothing else."""
 
     def __init__(
-        self, settings: sections.Upstream, limits: LimitStore, memory: Memory, metrics: Metrics, log: Logger
+        self, settings: UpstreamSection, limits: LimitStore, memory: Memory, metrics: Metrics, log: Logger
     ) -> None:
         """`memory`: what all upstreams' downloads may hold of blobs that come by several connections."""
         self.registry = settings.registry

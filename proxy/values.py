@@ -244,3 +244,18 @@ BucketName = Annotated[str, BeforeValidator(_bucket)]
 Prefix = Annotated[str, BeforeValidator(_prefix)]
 AwsAccount = Annotated[str, BeforeValidator(_aws_account)]
 StorageClassName = Annotated[str, BeforeValidator(_storage_class)]
+
+
+def check_url(text: str, key: str = "url") -> None:
+    """Raise ValueError for what is no URL of a server, below which there may be a path: the same for all keys."""
+    try:
+        url = URL(text)
+        valid = url.scheme in {"http", "https"} and bool(url.host) and text.isascii()
+    except ValueError:
+        valid = False
+    else:
+        if valid and (url.user is not None or url.password is not None):
+            raise ValueError(f"{key} holds a user or a password: they do not belong in a URL")
+        valid = valid and not url.query_string and not url.fragment
+    if not valid:
+        raise ValueError(f'{key} must look like "https://registry.example.com", with no query')

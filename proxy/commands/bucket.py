@@ -16,7 +16,7 @@ from proxy.commands.loading import Duration, Size, config_option, console, guard
 from proxy.config import ConfigError
 from proxy.inventory import age, size
 from proxy.oci.ratelimit import as_utc
-from proxy.sections import S3
+from proxy.sections.store import S3
 from proxy.stores.keys import blob_digest
 from proxy.stores.s3 import Bucket
 from proxy.stores.s3_errors import BucketError

@@ -25,7 +25,7 @@ from proxy.inventory import size
 from proxy.migrating import Crossing, Kind, MigrationFailed, Tally
 from proxy.outbound import Outbound
 from proxy.scrubbing import Throttle
-from proxy.sections import S3
+from proxy.sections.store import S3
 from proxy.stores.directory import announce_change, open_tree
 from proxy.stores.s3 import Bucket
 from proxy.stores.s3_errors import BucketError

@@ -7,7 +7,6 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from itertools import chain
 
-from proxy import sections
 from proxy.allowances import Allowed, Bill, accounts, allowed, check
 from proxy.benching import Bench, Order, Shown, Step, is_whole, objection
 from proxy.commands.figures import Plan
@@ -21,6 +20,7 @@ from proxy.oci.platform import Platform
 from proxy.oci.reference import Reference, Repository, Tag
 from proxy.pulling import Arrived, Image, Source, look_up
 from proxy.routing import image as resolve
+from proxy.sections.upstream import Upstream
 from proxy.sources import direct, through
 from proxy.stores.base import LimitStore
 
@@ -185,7 +185,7 @@ class Site:
         return await allowed(self._limits, self._upstreams[repository.registry], repository)
 
     def _direct(self, repository: Repository) -> AbstractAsyncContextManager[Source]:
-        settings: sections.Upstream = self._upstreams[repository.registry]
+        settings: Upstream = self._upstreams[repository.registry]
         return direct(settings, self._limits)
 
     def _cache(self) -> AbstractAsyncContextManager[Source]:

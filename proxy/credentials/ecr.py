@@ -14,7 +14,7 @@ from typing import Any
 from proxy.credentials.apart import Apart
 from proxy.credentials.base import Credential, CredentialError, Issued
 from proxy.registries import ecr_region
-from proxy.sections import Account
+from proxy.sections.account import Account
 
 _CODE = re.compile(r"[A-Za-z.]{1,64}")
 

@@ -9,7 +9,7 @@ from proxy.credentials.ecr import Ecr
 from proxy.credentials.google import Google
 from proxy.credentials.static import Given, InFile
 from proxy.registries import ecr_region
-from proxy.sections import Account
+from proxy.sections.account import Account
 
 
 def source_of(account: Account, registry: str, base: URL) -> Source | None:

@@ -16,9 +16,9 @@ import aiohttp
 from botocore.exceptions import ClientError
 from pydantic import SecretStr
 
-from proxy import sections
 from proxy.blob_stream import Interrupted, Watch
 from proxy.files import hop
+from proxy.sections.store import S3
 from proxy.stores import s3_access
 from proxy.stores.payloads import Payload
 from proxy.stores.s3_access import Access
@@ -69,7 +69,7 @@ class ObjectStream:
 class Bucket:
     """One bucket, below one prefix. Every method raises BucketError for what the store does not do."""
 
-    def __init__(self, settings: sections.S3) -> None:
+    def __init__(self, settings: S3) -> None:
         self._settings = settings
         self._stack = contextlib.AsyncExitStack()
         self.access: Access

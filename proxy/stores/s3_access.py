@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from proxy import sections
+from proxy.sections.store import S3
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3.client import S3Client
@@ -19,7 +19,7 @@ class Access:
     """The client that asks, and what the configuration has it say. What it raises is botocore's."""
 
     client: "S3Client" = field(repr=False)
-    settings: sections.S3
+    settings: S3
 
     @property
     def bucket(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from botocore.handlers import add_expect_header
 from botocore.loaders import create_loader
 from botocore.session import Session
 
-from proxy import sections
+from proxy.sections.store import S3
 from proxy.stores.s3_keys import Keys
 from proxy.stores.s3_urls import SignedUrls, client_settings
 
@@ -35,7 +35,7 @@ class Clients:
     urls: SignedUrls | None
 
 
-def prepared(settings: sections.S3, stall: float) -> AbstractAsyncContextManager[Clients]:
+def prepared(settings: S3, stall: float) -> AbstractAsyncContextManager[Clients]:
     """Read botocore's descriptions of S3 and the AWS configuration: files, which no event loop is to wait for.
 
     `stall`: seconds without a byte. Raises what botocore does; so does entering what is returned.
@@ -52,7 +52,7 @@ def prepared(settings: sections.S3, stall: float) -> AbstractAsyncContextManager
 
 
 @contextlib.asynccontextmanager
-async def _opened(session: AioSession, settings: sections.S3, how: Mapping[str, Any]) -> AsyncIterator[Clients]:
+async def _opened(session: AioSession, settings: S3, how: Mapping[str, Any]) -> AsyncIterator[Clients]:
     async with session.create_client(**how) as own:
         # aiohttp would wait without end for the 100 of a server that hangs, ...
         own.meta.events.unregister("before-call.s3", add_expect_header)
@@ -66,7 +66,7 @@ async def _opened(session: AioSession, settings: sections.S3, how: Mapping[str, 
             yield Clients(own, SignedUrls(signing, settings))
 
 
-def _settings(settings: sections.S3, stall: float, config: type[Config]) -> dict[str, Any]:
+def _settings(settings: S3, stall: float, config: type[Config]) -> dict[str, Any]:
     return {
         "service_name": "s3",
         "region_name": settings.region,

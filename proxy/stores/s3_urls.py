@@ -10,8 +10,8 @@ from aiobotocore.config import AioConfig
 from pydantic import SecretStr
 from yarl import URL
 
-from proxy import sections
 from proxy.files import hop
+from proxy.sections.store import S3
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3.client import S3Client
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 PATIENCE = 5.0  # seconds for a try of one
 
 
-def client_settings(settings: sections.S3, like: Mapping[str, Any], own: str) -> dict[str, Any]:
+def client_settings(settings: S3, like: Mapping[str, Any], own: str) -> dict[str, Any]:
     """How to make the client that signs: `like` the bucket's, which has found that S3 is at `own`.
 
     Its signatures are of version 4, which every store takes and KMS insists on, and its hosts those of the region: to
@@ -35,7 +35,7 @@ def client_settings(settings: sections.S3, like: Mapping[str, Any], own: str) ->
 class SignedUrls:
     """Makes them. Who has one can read the object until it expires: they are secrets."""
 
-    def __init__(self, client: "S3Client", settings: sections.S3) -> None:
+    def __init__(self, client: "S3Client", settings: S3) -> None:
         self._client = client
         self._bucket = settings.bucket
         self._life = int(settings.redirect_for)

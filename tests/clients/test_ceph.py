@@ -14,7 +14,7 @@ import pytest
 import trustme
 
 from proxy import trial
-from proxy.sections import S3
+from proxy.sections.store import S3
 from proxy.stores.s3 import Bucket
 from proxy.stores.s3_errors import Taken
 from tests.buckets import TestBucket

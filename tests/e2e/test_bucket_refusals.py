@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from proxy import blob_stream
 from proxy.files import hop
-from proxy.sections import S3
+from proxy.sections.store import S3
 from proxy.stores import durable, s3, s3_access, tiered, uploads
 from proxy.stores.s3_errors import BucketError
 from tests.buckets import REGION, TestBucket

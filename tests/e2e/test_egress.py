@@ -13,9 +13,9 @@ import trustme
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from proxy import sections
 from proxy.egress import Egress, read_limited
 from proxy.oci.errors import OciError
+from proxy.sections.upstream import Upstream
 
 from .harness import Proxy, running, serving, toml
 from .raw_client import RawAnswer
@@ -437,9 +437,9 @@ class Storage2(Storage):
         self._socket.bind(("127.0.0.2", self._port))
 
 
-def settled_on(*networks: str) -> sections.Upstream:
+def settled_on(*networks: str) -> Upstream:
     """An upstream that may lead to these networks."""
-    return sections.Upstream.model_validate(
+    return Upstream.model_validate(
         {"registry": "own.example", "url": "https://own.example", "private_networks": list(networks)}
     )
 

@@ -12,7 +12,7 @@ import pytest
 
 from proxy import candidates, fill, trial
 from proxy.files import Tree, hop
-from proxy.sections import S3
+from proxy.sections.store import S3
 from proxy.stores import durable, s3, s3_uploads, tiered, uploads
 from tests.buckets import REGION, TestBucket
 from tests.faulty_disk import FaultyDisk, Point

@@ -14,7 +14,7 @@ from botocore.exceptions import NoCredentialsError
 
 from proxy import redirects, trial
 from proxy.files import hop
-from proxy.sections import S3
+from proxy.sections.store import S3
 from proxy.stores.durable import REFUSED_URLS
 from proxy.stores.s3 import Bucket
 from proxy.stores.s3_keys import Keys

@@ -14,7 +14,7 @@ import trustme
 
 from proxy.config import ConfigError
 from proxy.egress import Egress
-from proxy.sections import Upstream
+from proxy.sections.upstream import Upstream
 
 from .harness import Proxy, running, toml
 from .networks import LOOPBACK, REPO, TAG, at, egress_of, server_tls, write_ca, write_pair

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from proxy import allowances, sections
+from proxy import allowances
 from proxy.allowances import Allowed
 from proxy.benching import Bench, Measurement, Order, is_whole, measure, objection
 from proxy.oci.digest import Digest
@@ -16,6 +16,8 @@ from proxy.oci.manifest import OCI_MANIFEST, Descriptor, Manifest
 from proxy.oci.ratelimit import Allowance, State
 from proxy.oci.reference import Repository, Tag
 from proxy.pulling import Image, Source
+from proxy.sections.account import Account
+from proxy.sections.upstream import Upstream
 from proxy.sources import MemoryLimits
 from proxy.timings import Way
 
@@ -139,10 +141,10 @@ def test_an_image_is_whole_if_the_cache_has_this_very_one_and_its_platform() -> 
     assert not is_whole(shown(platforms=[]), image)
 
 
-def upstream(*labels: str, reserve: float = 0.1) -> sections.Upstream:
+def upstream(*labels: str, reserve: float = 0.1) -> Upstream:
     """One that is asked as these."""
-    named = tuple(sections.Account(name=label, anonymous=True) for label in labels)
-    return sections.Upstream(registry="docker.io", url="https://hub.example", account=named, rate_reserve=reserve)
+    named = tuple(Account(name=label, anonymous=True) for label in labels)
+    return Upstream(registry="docker.io", url="https://hub.example", account=named, rate_reserve=reserve)
 
 
 async def limits(**remaining: int) -> MemoryLimits:

@@ -6,10 +6,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from proxy import clearing, sections
+from proxy import clearing
 from proxy.clearing import Limits, Tally, clear, clear_all, plan
 from proxy.files import hop
 from proxy.oci.digest import Digest
+from proxy.sections.store import S3
 from proxy.stores.keys import blob_key
 from proxy.stores.s3 import Bucket
 from proxy.stores.s3_errors import BucketError
@@ -32,7 +33,7 @@ def telling(bucket: TestBucket) -> None:
 async def opened(bucket: TestBucket) -> AsyncIterator[Bucket]:
     """The bucket as the product sees it."""
     how = {"bucket": bucket.name, "endpoint_url": bucket.url, "region": REGION, "prefix": "cache"}
-    async with Bucket(sections.S3.model_validate(how)) as one:
+    async with Bucket(S3.model_validate(how)) as one:
         yield one
 
 

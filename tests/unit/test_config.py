@@ -15,7 +15,11 @@ from yarl import URL
 
 from proxy.config import Config, ConfigError, load
 from proxy.registries import PUBLIC, ecr_region
-from proxy.sections import S3, Account, Lifecycle, Server, StorageClass, Store, Upstream, Warm
+from proxy.sections.account import Account
+from proxy.sections.images import Lifecycle, Warm
+from proxy.sections.server import Server
+from proxy.sections.store import S3, StorageClass, Store
+from proxy.sections.upstream import Upstream
 from proxy.values import Listen
 
 SECRET = "hunter2-do-not-tell"

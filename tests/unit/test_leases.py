@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from proxy.advertising import advertised
 from proxy.oci.address import is_neighbour
 from proxy.oci.digest import Digest
-from proxy.sections import Server
+from proxy.sections.server import Server
 from proxy.stores.leases import Identity, Lease
 
 SOUND = {

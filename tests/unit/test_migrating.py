@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from botocore.loaders import Loader, create_loader
 
-from proxy import migrating, sections
+from proxy import migrating
 from proxy.blob_stream import Interrupted
 from proxy.eviction import Bounds, Space
 from proxy.files import Tree, hop
@@ -22,6 +22,7 @@ from proxy.oci.history import Move
 from proxy.oci.reference import Repository, Tag
 from proxy.outbound import Outbound
 from proxy.scrubbing import Throttle
+from proxy.sections.store import S3
 from proxy.stores import s3_clients
 from proxy.stores.base import Link, TagRecord
 from proxy.stores.directory import open_tree
@@ -111,7 +112,7 @@ async def places(
             await repositories.put_link(REPO, digest, Link(len(body)))
         await repositories.put_tag(REPO, TAG, TagRecord(DIGESTS[2], CHECKED))
         await repositories.put_history(REPO, TAG, [Move(CHECKED, DIGESTS[2])])
-        async with Bucket(sections.S3.model_validate(settings)) as opened:
+        async with Bucket(S3.model_validate(settings)) as opened:
             yield Places(full, empty, opened, bucket)
 
 

@@ -12,8 +12,8 @@ from aiohttp.test_utils import TestServer
 from botocore.exceptions import ClientError
 from yarl import URL
 
-from proxy import sections
 from proxy.files import Handle, Tree, hop
+from proxy.sections.store import S3
 from proxy.stores import s3_trial, s3_uploads
 from proxy.stores.directory import open_tree
 from proxy.stores.payloads import Whole
@@ -30,9 +30,9 @@ def outside(bucket: TestBucket) -> TestBucket:
     return bucket
 
 
-def settings(outside: TestBucket, **more: object) -> sections.S3:
+def settings(outside: TestBucket, **more: object) -> S3:
     """What proxy.toml would say of a bucket."""
-    return sections.S3.model_validate(
+    return S3.model_validate(
         {"bucket": outside.name, "endpoint_url": outside.url, "region": REGION, "prefix": "cache", **more}
     )
 
@@ -268,7 +268,7 @@ async def test_a_profile_that_is_none_is_said_at_the_start(outside: TestBucket) 
             pass
 
 
-async def signed(how: sections.S3) -> tuple[URL, str]:
+async def signed(how: S3) -> tuple[URL, str]:
     """The URL of an object for others, and where it leads."""
     async with Bucket(how) as opened:
         url = await opened.presign("blobs/a")

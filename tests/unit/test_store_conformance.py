@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from proxy.files import Handle
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository, Tag
-from proxy.sections import S3
+from proxy.sections.store import S3
 from proxy.stores.base import BlobStore, Link, RepositoryStore, TagRecord
 from proxy.stores.directory import open_tree
 from proxy.stores.disk import DiskBlobs, DiskRepositories

@@ -9,7 +9,7 @@ import trustme
 from cryptography.hazmat.primitives import serialization
 
 from proxy.config import Config
-from proxy.sections import Upstream
+from proxy.sections.upstream import Upstream
 from proxy.trust import Contexts, _contexts, problems
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-from proxy import sections, uses
+from proxy import uses
 from proxy.files import Tree, hop
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository
+from proxy.sections.store import S3
 from proxy.stores.base import Link
 from proxy.stores.directory import open_tree
 from proxy.stores.disk import DiskBlobs, DiskRepositories
@@ -30,7 +31,7 @@ DAY = 86400.0
 @pytest.fixture
 async def opened(bucket: TestBucket) -> AsyncIterator[Bucket]:
     how = {"bucket": bucket.name, "endpoint_url": bucket.url, "region": REGION}
-    async with Bucket(sections.S3.model_validate(how)) as one:
+    async with Bucket(S3.model_validate(how)) as one:
         yield one
 
 

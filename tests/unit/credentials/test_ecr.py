@@ -13,7 +13,7 @@ from aiohttp import web
 from proxy.credentials.base import Credential, CredentialError
 from proxy.credentials.ecr import Ecr
 from proxy.credentials.refreshing import Refreshing
-from proxy.sections import Account
+from proxy.sections.account import Account
 from tests.unit.credentials.fakes import Asked, Clock, Service, closed_port, recording, serving
 
 REGISTRY = "123456789012.dkr.ecr.eu-central-1.amazonaws.com"

@@ -13,7 +13,8 @@ from proxy.credentials.ecr import Ecr
 from proxy.credentials.google import Google
 from proxy.credentials.opening import source_of
 from proxy.credentials.static import Given, InFile
-from proxy.sections import Account, Upstream
+from proxy.sections.account import Account
+from proxy.sections.upstream import Upstream
 
 HUB = URL("https://registry-1.docker.io")
 ECR = "123456789012.dkr.ecr.eu-central-1.amazonaws.com"

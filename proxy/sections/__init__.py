@@ -1,0 +1,1 @@
+"""The sections of the configuration, each a frozen value that cannot be impossible."""
