@@ -1,4 +1,4 @@
-"""A file, and the threads that send it."""
+"""A store's directory; a file, and the threads that send it."""
 
 import contextlib
 import os
@@ -7,9 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from proxy.files import Handle, Senders
+from proxy.files import Handle, Senders, Tree
+from proxy.stores.directory import open_tree
 
 from .stretches import BODY
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Iterator[Tree]:
+    """A store's directory."""
+    with contextlib.closing(open_tree(tmp_path / "store")) as one:
+        yield one
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import pytest
 
@@ -19,20 +18,11 @@ from proxy.files import Disk, Entry, Handle, Tree, hop
 from proxy.oci.digest import Digest
 from proxy.reservation import Reservation
 from proxy.stores import ledger
-from proxy.stores.directory import open_tree
 from proxy.stores.quarantine import set_aside
 from tests.faulty_disk import FaultyDisk, Point
 
 BLOCK = 4096
 BLOB = 25 * BLOCK  # more than what counts as small
-
-
-@pytest.fixture
-async def tree(tmp_path: Path) -> AsyncIterator[Tree]:
-    """A store's directory."""
-    made = await hop(open_tree, tmp_path / "store")
-    yield made
-    made.close()
 
 
 class Recorder:

@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -25,14 +25,6 @@ from tests.faulty_disk import FAULTS, NOTHING, SHORT, FaultyDisk, Point, points
 KEY = "spool/sha256-aa"
 TARGET = "blobs/sha256/aa/aa"
 RECORDED = ("fsync", "fchmod", "rename", "unlink", "pwrite", "utime")
-
-
-@pytest.fixture
-async def tree(tmp_path: Path) -> AsyncIterator[Tree]:
-    """A store's directory."""
-    made = await hop(open_tree, tmp_path / "store")
-    yield made
-    made.close()
 
 
 class Calls:

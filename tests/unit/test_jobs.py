@@ -1,26 +1,16 @@
 """What is done once in a while: by one process at a time, and not again before it is due."""
 
 import asyncio
-import contextlib
 import io
 import json
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from proxy import jobs
 from proxy.files import Tree, hop, write_number
 from proxy.jobs import Job, Jobs
-from proxy.stores.directory import open_tree
 from proxy.telemetry import make_logger, quiet
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Iterator[Tree]:
-    with contextlib.closing(open_tree(tmp_path / "cache")) as one:
-        yield one
 
 
 def done_at(tree: Tree, when: float) -> None:

@@ -1,24 +1,14 @@
 """What was taken out of the store: kept for a while, and not for ever, nor without bound."""
 
-import contextlib
 import os
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from proxy.files import Tree
 from proxy.stores import quarantine
-from proxy.stores.directory import open_tree
 
 DAY = 86400
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Iterator[Tree]:
-    with contextlib.closing(open_tree(tmp_path / "cache")) as one:
-        yield one
 
 
 def put(tree: Tree, key: str, size: int = 10) -> os.stat_result:

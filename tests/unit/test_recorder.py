@@ -2,8 +2,6 @@
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -14,16 +12,9 @@ from proxy.oci.imagelist import Wish
 from proxy.oci.reference import Repository, Tag
 from proxy.recorder import Recorder
 from proxy.recording import NotRecorded, Recording, sweep
-from proxy.stores.directory import open_tree
 from proxy.telemetry import quiet
 
 APP, ONE, TWO = Repository("docker.io", "library/app"), Digest.of(b"one"), Digest.of(b"two")
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Iterator[Tree]:
-    with contextlib.closing(open_tree(tmp_path / "cache")) as one:
-        yield one
 
 
 @pytest.fixture(autouse=True)

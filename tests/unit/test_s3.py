@@ -4,7 +4,6 @@ import asyncio
 import errno
 import time
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 from aiohttp import web
@@ -15,7 +14,6 @@ from yarl import URL
 from proxy.files import Handle, Tree, hop
 from proxy.sections.store import S3
 from proxy.stores import s3_trial, s3_uploads
-from proxy.stores.directory import open_tree
 from proxy.stores.payloads import Whole
 from proxy.stores.s3 import Bucket
 from proxy.stores.s3_access import Access
@@ -42,13 +40,6 @@ async def opened(outside: TestBucket) -> AsyncIterator[Bucket]:
     """The same as the product sees it."""
     async with Bucket(settings(outside)) as one:
         yield one
-
-
-@pytest.fixture
-async def tree(tmp_path: Path) -> AsyncIterator[Tree]:
-    one = await hop(open_tree, tmp_path / "store")
-    yield one
-    one.close()
 
 
 async def file(tree: Tree, body: bytes) -> Handle:

@@ -3,7 +3,6 @@
 import os
 import time
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -14,7 +13,6 @@ from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository
 from proxy.sections.store import S3
 from proxy.stores.base import Link
-from proxy.stores.directory import open_tree
 from proxy.stores.disk import DiskBlobs, DiskRepositories
 from proxy.stores.durable import Durable
 from proxy.stores.keys import blob_key, link_key
@@ -33,13 +31,6 @@ async def opened(bucket: TestBucket) -> AsyncIterator[Bucket]:
     how = {"bucket": bucket.name, "endpoint_url": bucket.url, "region": REGION}
     async with Bucket(S3.model_validate(how)) as one:
         yield one
-
-
-@pytest.fixture
-async def tree(tmp_path: Path) -> AsyncIterator[Tree]:
-    one = await hop(open_tree, tmp_path / "store")
-    yield one
-    one.close()
 
 
 class Directory:
