@@ -105,6 +105,7 @@ class FaultyDisk:
         monkeypatch.setattr(os, "preadv", self._looking(os.preadv))
         monkeypatch.setattr(os, "sendfile", self._sending(os.sendfile))
         monkeypatch.setattr(os, "pwrite", self._writing(os.pwrite))
+        monkeypatch.setattr(os, "pwritev", self._gathering(os.pwritev))
         monkeypatch.setattr(cached, "open_below", self._knowing(cached.open_below))
         monkeypatch.setattr(tree, "open", self._wrapped, raising=False)
         monkeypatch.setattr(aiofiles.threadpool, "sync_open", self._wrapped)
@@ -206,6 +207,10 @@ class FaultyDisk:
             return real(fd, data[: max(1, len(data) // 2)] if fault == SHORT else data, offset)
 
         return call
+
+    def _gathering(self, real: Callable[[int, Any, int], int]) -> Callable[[int, Any, int], int]:
+        write = self._writing(lambda fd, data, offset: real(fd, [data], offset))
+        return lambda fd, pieces, offset: write(fd, b"".join(pieces), offset)
 
     def _wrapped(self, file: Any, mode: str = "r", *_: object, opener: Any = None, **__: object) -> io.BufferedIOBase:
         raw = _Raw(self, file, mode, opener)

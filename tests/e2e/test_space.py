@@ -395,7 +395,7 @@ async def test_a_disk_that_takes_no_more_bytes_lets_them_pass(
 ) -> None:
     digest = upstream.add_blob(REPO, DATA)
     gate = upstream.on("GET", blob=digest).gate(after=100_000)
-    disk.breaks("pwrite", number, after=after)
+    disk.breaks("pwritev", number, after=after)
     pulls = [asyncio.create_task(proxy.get(f"/v2/{REPO}/blobs/{digest}")) for _ in range(5)]
     await until(lambda: disk.calls > 0)
     gate.open()
@@ -413,16 +413,16 @@ async def test_a_short_write_before_the_disk_is_full_is_accounted_for(
     upstream: FakeRegistry, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digest = upstream.add_blob(REPO, DATA)
-    real, room = os.pwrite, 100_001
+    real, room = os.pwritev, 100_001
 
-    def pwrite(fd: int, data: bytes, offset: int) -> int:
+    def pwritev(fd: int, pieces: list[memoryview], offset: int) -> int:
         if "/spool/" not in os.readlink(f"/proc/self/fd/{fd}"):
-            return real(fd, data, offset)
+            return real(fd, pieces, offset)
         if offset >= room:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return real(fd, data[: room - offset], offset)
+        return real(fd, [memoryview(b"".join(pieces))[: room - offset]], offset)
 
-    monkeypatch.setattr(os, "pwrite", pwrite)
+    monkeypatch.setattr(os, "pwritev", pwritev)
     await pull(proxy, digest)
     assert (proxy.blobs(), proxy.spools()) == ([], [])
 

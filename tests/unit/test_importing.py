@@ -295,7 +295,7 @@ async def test_a_failure_of_the_disk_leaves_no_spool(cache: Cache, monkeypatch: 
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as failing:
-        failing.setattr(os, "pwrite", full)
+        failing.setattr(os, "pwritev", full)
         with pytest.raises(OSError, match="No space"):
             await cache.take(packed(bundle()))
     assert not await hop(cache.tree.scan, "spool")

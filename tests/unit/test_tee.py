@@ -45,7 +45,7 @@ async def test_all_of_it_is_written_hashed_and_told_of_in_order(
     assert told[-1] == len(body)
 
 
-@pytest.mark.parametrize("call", ["pwrite", "fdatasync"])
+@pytest.mark.parametrize("call", ["pwritev", "fdatasync"])
 async def test_what_the_disk_refuses_is_raised_and_nothing_is_written_after_it(
     writer: Handle, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
@@ -68,17 +68,39 @@ async def test_what_the_disk_refuses_is_raised_and_nothing_is_written_after_it(
     assert calls == 1
 
 
+async def test_a_write_ends_at_an_edge_where_more_is_waiting(
+    writer: Handle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends, pwritev = list[int](), os.pwritev
+
+    def observed(fd: int, pieces: list[memoryview], offset: int) -> int:
+        ends.append(offset + sum(map(len, pieces)))
+        return pwritev(fd, pieces, offset)
+
+    monkeypatch.setattr(os, "pwritev", observed)
+    monkeypatch.setattr(calls, "EDGE", 100)
+    monkeypatch.setattr(calls, "GATHERED", 3)
+    growth = Growth(writer, hashlib.sha256())
+    sizes = [130, 50, 120, 0, 10, 20, 5, 5, 5, 30, 80, 40]
+    pieces = [memoryview(bytes([number]) * size) for number, size in enumerate(sizes)]
+    await growth.pour(deque(pieces), lambda: None)
+    assert ends == [100, 300, 330, 345, 400, 495]  # of 330 and 345 as many pieces as are written at once come short
+    body = b"".join(pieces)
+    assert await asyncio.to_thread((tmp_path / "file").read_bytes) == body
+    assert (growth.hasher.hexdigest(), growth.done) == (hashlib.sha256(body).hexdigest(), len(body))
+
+
 async def test_who_is_cancelled_waits_until_nothing_is_at_the_file(
     writer: Handle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun, go_on, pwrite = threading.Event(), threading.Event(), os.pwrite
+    begun, go_on, pwritev = threading.Event(), threading.Event(), os.pwritev
 
-    def slow(fd: int, data: bytes, offset: int) -> int:
+    def slow(fd: int, pieces: list[memoryview], offset: int) -> int:
         begun.set()
         go_on.wait()
-        return pwrite(fd, data, offset)
+        return pwritev(fd, pieces, offset)
 
-    monkeypatch.setattr(os, "pwrite", slow)
+    monkeypatch.setattr(os, "pwritev", slow)
     growth = Growth(writer, hashlib.sha256())
     one = Tee(growth, lambda _: None)
     await one.put(memoryview(b"some"))
