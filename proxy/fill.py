@@ -96,6 +96,7 @@ class Fill:
         # Bytes, as a manifest says. A link's size is only what upstream said once: if wrong, it must not stay so.
         self._expected = permissions.promised(repository, digest)
         self._growth: Growth | None = None
+        self._recording: asyncio.Task[Link] | None = None  # of the link, which no client waits for
         self._key = means.spool_key(digest)
         self._log = means.log.bind(upstream=upstream.registry, repository=repository.name, digest=str(digest))
 
@@ -232,9 +233,10 @@ class Fill:
 
     async def _write(self, handle: Handle) -> Result:
         """Write the spool whose lock this process holds: from its beginning, or from where somebody stopped."""
-        async with Reservation(self._means.space) as reservation, self._claimed(handle) as claim:
-            await reservation.found(claim.resumed)
-            await claim.growth.resume(handle)
+        async with Reservation(self._means.space) as reservation, self._recorded(), self._claimed(handle) as claim:
+            if claim.resumed:
+                await reservation.found(claim.resumed)
+                await claim.growth.resume(handle)
             try:
                 await self._complete(handle, claim, reservation)
             except (OciError, asyncio.CancelledError) as error:
@@ -248,6 +250,15 @@ class Fill:
             await files.outlast(publishing)  # whoever has it by now is to find it here next time, come what may
             publishing.result()
         return Result(End.VERIFIED)
+
+    @contextlib.asynccontextmanager
+    async def _recorded(self) -> AsyncIterator[None]:
+        """No fill is over before its link is written, or the disk has refused it."""
+        try:
+            yield
+        finally:
+            if self._recording is not None:
+                await files.outlast(self._recording)
 
     @contextlib.asynccontextmanager
     async def _claimed(self, handle: Handle) -> AsyncIterator["Claim"]:
@@ -279,8 +290,8 @@ class Fill:
 
         async def begin(total: int | None) -> None:
             if not self.spool.is_open:
-                await self._permissions.confirmed(self.repository, self.digest, total)
                 self._open(handle, total, is_trusted=origin.is_upstream)
+                self._recording = asyncio.create_task(self._permissions.confirmed(self.repository, self.digest, total))
                 self._upload_ahead(origin)
 
         origin = self._origin()
@@ -318,6 +329,8 @@ class Fill:
     async def _adopt(self, handle: Handle, claim: "Claim", reservation: Reservation) -> None:
         """Publish what has been verified. That the disk refuses does not make it any less right. Raises OciError."""
         try:
+            if self._recording is not None:
+                await self._recording  # first: what is stored is not to be asked for again
             await self._means.blobs.adopt(self.digest, handle)
             await reservation.settle(claim.growth.done)
             claim.fate = Fate.ADOPTED

@@ -63,9 +63,10 @@ class Permissions:
 
         A disk that will not take the record must not keep the blob from whoever may have it.
         """
-        known = await self.known(repository, digest)
-        link = Link(size) if known is None else replace(known, size=size)  # a manifest keeps its media type
+        link = Link(size)
         try:
+            known = await self.known(repository, digest)
+            link = link if known is None else replace(known, size=size)  # a manifest keeps its media type
             await self._repositories.put_link(repository, digest, link)
         except OSError as error:
             self._log.warning("link not recorded", repository=str(repository), reason=error.strerror)

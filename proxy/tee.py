@@ -53,7 +53,7 @@ class Tee:
         self._announce = announce
         self._loop = asyncio.get_running_loop()
         self._pieces: deque[memoryview] = deque()
-        self._told = growth.done
+        self._told = growth.done - STRIDE  # of the first piece at once: somebody waits for it
         self._moved = asyncio.Event()  # set when there is room for more, or never will be
         self._writing: asyncio.Task[None] | None = None
         self._syncing: asyncio.Task[None] | None = None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.files import Extent
+from proxy.files import Extent, Tree
 from proxy.oci.errors import OciError
 from proxy.origin import Source
 from proxy.reading import ComingBlob
@@ -145,3 +145,29 @@ async def test_a_slow_reader_gets_no_end_once_the_disk_has_failed(
     blob.close()
     await proxy.settled()
     assert (proxy.blobs(), proxy.spools()) == ([], [])
+
+
+async def test_no_client_waits_for_a_link_to_be_on_disk_but_no_blob_is_stored_before_it(
+    upstream: FakeRegistry, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest, write = upstream.add_blob(REPO, DATA), Tree._write
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(tree: Tree, key: str, body: bytes, mode: int) -> None:
+        if "/_links/" in key:
+            begun.set()
+            go_on.wait()
+        write(tree, key, body, mode)
+
+    monkeypatch.setattr(Tree, "_write", slow)
+    try:
+        assert await pull(proxy, digest) == (DATA, "complete")
+        await asyncio.to_thread(begun.wait)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await proxy.settled()
+        assert proxy.blobs() == []
+    finally:
+        go_on.set()
+    await proxy.settled()
+    assert proxy.blobs() == [digest]

@@ -116,10 +116,31 @@ async def test_who_is_cancelled_waits_until_nothing_is_at_the_file(
     assert growth.done == 4
 
 
+async def test_the_first_piece_is_told_of_though_the_next_takes_long(
+    writer: Handle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on, pwrite, told = threading.Event(), os.pwrite, asyncio.Event()
+
+    def slow_behind(fd: int, data: bytes, offset: int) -> int:
+        if offset:
+            go_on.wait()
+        return pwrite(fd, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", slow_behind)
+    one = Tee(Growth(writer, hashlib.sha256()), lambda _: told.set())
+    await one.put(memoryview(b"some"))
+    await one.put(memoryview(b"more"))
+    async with asyncio.timeout(10):
+        await told.wait()
+    go_on.set()
+    await one.flush()
+
+
 async def test_a_defect_in_writing_is_not_passed_over(writer: Handle) -> None:
     def defective(_: int) -> None:
         raise ValueError("a defect")
 
+    asyncio.get_running_loop().set_exception_handler(lambda *_: None)  # it is told as well, of the first piece
     one = Tee(Growth(writer, hashlib.sha256()), defective)
     await one.put(memoryview(b"some"))
     with pytest.raises(ValueError, match="a defect"):
