@@ -3,10 +3,11 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import aiohttp
 
+from proxy.files import Handle, Inlet, hop
 from proxy.oci.byterange import parse_content_range
 from proxy.turns import Turn
 
@@ -28,6 +29,16 @@ class Watch:
         self._waited = 0.0  # seconds ...
         self._count = 0  # ... for so many bytes
 
+    async def waiting(self, something: Awaitable[None]) -> float:
+        """Wait for something to come; returns for how many seconds. Raises Interrupted if nothing does."""
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(self._stall_timeout):
+                await something
+        except TimeoutError:
+            raise Interrupted(f"no byte for {self._stall_timeout:g} s") from None
+        return time.monotonic() - began
+
     def saw(self, count: int, waited: float) -> None:
         """So many bytes came after so many seconds. Raises Interrupted if that is too slow by now."""
         self._waited += waited
@@ -36,6 +47,47 @@ class Watch:
             if self._count < LOW_SPEED * self._stall_timeout:
                 raise Interrupted(f"below {LOW_SPEED} bytes a second for {self._stall_timeout:g} s")
             self._waited, self._count = 0.0, 0
+
+
+class Rest:
+    """What is left of a body, in bytes, on its way from its connection straight into a file; to be closed."""
+
+    def __init__(self, inlet: Inlet, left: int, watch: Watch, received: Callable[[int], None]) -> None:
+        self.left = left
+        self._inlet = inlet
+        self._watch = watch
+        self._received = received
+
+    async def pour(self, handle: Handle, offset: int, most: int, wrote: Callable[[int], None]) -> None:
+        """Write at most so many bytes from an offset on: whatever has come since, at least one.
+
+        `wrote` is told in a thread where what is written ends, also of what came before a break. Raises Interrupted,
+        OSError of the file.
+        """
+        end, waited = offset, 0.0
+
+        def told(now: int) -> None:
+            nonlocal end
+            end = now
+            wrote(now)
+
+        try:
+            while end == offset:
+                await hop(self._inlet.draw, handle.fd, offset, min(most, self.left), told)
+                if end == offset and self._inlet.is_over:
+                    raise Interrupted("the body ended early")
+                if end == offset:
+                    waited += await self._watch.waiting(self._inlet.readable())
+        except ConnectionError as error:
+            raise Interrupted(type(error).__name__) from None
+        finally:
+            self.left -= end - offset
+            self._received(end - offset)
+        self._watch.saw(end - offset, waited)
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._inlet.close()
 
 
 class BlobStream:
@@ -61,6 +113,7 @@ class BlobStream:
         self._turn = turn
         self._broken: Interrupted | None = None
         self._watch = Watch(stall_timeout)
+        self._count = 0  # bytes that were read
 
     async def read(self) -> bytes:
         """Whatever has come since, at least a byte; empty at the end. Raises Interrupted."""
@@ -79,12 +132,41 @@ class BlobStream:
             if not data:
                 raise self._broken from None
         self._received(len(data))
+        self._count += len(data)
         self._watch.saw(len(data), time.monotonic() - began)
         return data
 
+    def rest(self, also: Callable[[int], None] = lambda _: None) -> Rest | None:
+        """All that is left, past aiohttp: read() has no part in it any more. `also` is told how many bytes come.
+
+        None where that cannot be: the length is not known, the connection is not plain, or is broken already. What is
+        not None costs the connection, since aiohttp does not know where the body ends by then.
+        """
+        connection, content = self._response.connection, self._response.content
+        transport = None if connection is None else connection.transport
+        if transport is None or transport.is_closing() or transport.get_extra_info("sslcontext") is not None:
+            return None
+        if self._has_unknown_end() or self._broken is not None or content.exception() is not None:
+            return None
+        try:
+            inlet = Inlet(transport.get_extra_info("socket").fileno())
+        except OSError:  # there are no descriptors left
+            return None
+        inlet.begin(b"".join(iter(content.read_nowait, b"")))
+        transport.pause_reading()  # no sooner: what is read above has aiohttp go on with it
+
+        def received(count: int) -> None:
+            self._received(count)
+            also(count)
+
+        return Rest(inlet, (self._response.content_length or 0) - self._count, self._watch, received)
+
+    def _has_unknown_end(self) -> bool:
+        return self._response.content_length is None or "Transfer-Encoding" in self._response.headers
+
     async def _next(self) -> bytes:
         """What came, as it came: joined only where it comes in chunks, which may be small."""
-        if self._response.content_length is None or "Transfer-Encoding" in self._response.headers:
+        if self._has_unknown_end():
             return await self._response.content.readany()
         return (await self._response.content.readchunk())[0]
 

@@ -1,21 +1,44 @@
 """The transfer of one blob into its spool: resumed where upstream breaks off, each byte hashed as it is written."""
 
 import asyncio
+import contextlib
 import secrets
 import time
 from collections.abc import Awaitable, Callable
 
-from proxy.blob_stream import Interrupted
+from proxy.blob_stream import Interrupted, Rest
 from proxy.eviction import STEP
 from proxy.oci.errors import OciError, Problem
 from proxy.oci.retry import pause
 from proxy.origin import Incoming, Origin
 from proxy.reservation import Reservation
+from proxy.siphon import Siphon
 from proxy.tee import Growth, Tee
 from proxy.telemetry import Logger
 
 ATTEMPTS = 5  # in a row that bring no byte, before giving up ...
 PERSEVERANCE = 60.0  # ... or seconds without one
+FAST = 100e6  # bytes a second, from which on a new connection for what comes next costs less than reading this one
+GAUGED = 1024 * 1024  # bytes whose time is taken
+WORTHWHILE = 8 * 1024 * 1024  # bytes that have to be left
+
+
+class Gauge:
+    """Whether bytes come fast: by the time that the last few of them took."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._since = time.monotonic()
+
+    def is_fast(self, count: int) -> bool:
+        """So many have come. True at the end of a stretch that was fast."""
+        self._count += count
+        if self._count < GAUGED:
+            return False
+        now = time.monotonic()
+        rate = self._count / max(now - self._since, 1e-9)
+        self._count, self._since = 0, now
+        return rate >= FAST
 
 
 class Download:
@@ -101,9 +124,16 @@ class Download:
         self._announce(self._growth.done)
 
     async def _pour(self, stream: Incoming) -> None:
-        """Take all that comes, each batch of it hashed, written and announced. What came before a break is kept."""
+        """Take all that comes, hashed, written and announced. What came before a break is kept."""
+        with contextlib.ExitStack() as stack:
+            rest = await self._read(stream, stack)
+            if rest is not None:
+                await Siphon(self._growth, self._announce).run(rest, self._room)
+
+    async def _read(self, stream: Incoming, stack: contextlib.ExitStack) -> Rest | None:
+        """Take what comes, until it comes fast and may go straight into the file, which `stack` is to close then."""
         skip = self._growth.done - stream.start  # upstream may have answered a resume with the whole
-        tee = Tee(self._growth, self._announce)
+        tee, gauge = Tee(self._growth, self._announce), Gauge()
         try:
             while data := memoryview(await stream.read()):
                 skip, data = max(0, skip - len(data)), data[skip:]
@@ -113,8 +143,23 @@ class Download:
                 if end > self._reservation.size:
                     await self._reserve()
                 await tee.put(data)
+                is_worth_it = gauge.is_fast(len(data)) and not skip and self._left(tee.end) >= WORTHWHILE
+                if is_worth_it and (rest := stream.rest()) is not None:
+                    return stack.enter_context(contextlib.closing(rest))
         finally:
             await tee.flush()
+        return None
+
+    def _left(self, end: int) -> int:
+        return 0 if self._total is None else self._total - end
+
+    async def _room(self, offset: int) -> int:
+        """How many bytes from an offset on are set aside, at least one. Raises OciError, NoSpace, OSError."""
+        if self._left(offset) <= 0:
+            raise self._invalid("sent more of a blob than there is")
+        if offset >= self._reservation.size:
+            await self._reserve()
+        return min(self._reservation.size - offset, self._left(offset))
 
     async def _reserve(self) -> None:
         """Set space aside for what comes next, and no more: others' blobs go only for bytes that do come."""

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from proxy.blob_stream import Rest
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository
 from proxy.peers import Peers
@@ -26,6 +27,9 @@ class Incoming(Protocol):
     def total(self) -> int | None: ...
     async def read(self) -> bytes:
         """Whatever has come since, at least a byte; empty at the end. Raises Interrupted."""
+
+    def rest(self) -> Rest | None:
+        """All that is left, to go from its connection straight into a file; None if it has to be read."""
 
 
 class Origin(Protocol):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
-from proxy.blob_stream import BlobStream, Interrupted
+from proxy.blob_stream import BlobStream, Interrupted, Rest
 from proxy.oci.errors import OciError
 from proxy.oci.retry import pause
 from proxy.pace import Pace
@@ -210,6 +210,12 @@ class PartedStream:
             self._position += len(data)
             if data or (self._lead is not None and not self._parts):
                 return data
+
+    def rest(self) -> Rest | None:
+        """As BlobStream.rest(), while there is nothing but the lead: what comes that fast is not worth parts."""
+        if self._lead is None or self._parts or self._next is not None:
+            return None
+        return self._lead.stream.rest(lambda count: self._means.pace.received(count, time.monotonic()))
 
     async def _from_lead(self, lead: Lead) -> bytes:
         if self._is_at_a_part(self._position):

@@ -18,9 +18,11 @@ class Growth:
     """What is on disk of a blob (`done` bytes) and the hash of just that: they never part."""
 
     def __init__(self, writer: Handle, hasher: Hasher) -> None:
-        self._writer = writer
+        self.writer = writer
         self.hasher = hasher
         self.done = 0
+        self.syncing: list[asyncio.Task[None]] = []  # the last, if there was one
+        self._synced = time.monotonic()
 
     async def resume(self, handle: Handle) -> None:
         """Take over what an earlier process wrote."""
@@ -37,11 +39,21 @@ class Growth:
             self.done = done
             told()
 
-        await files.pour(self._writer, self.done, self.hasher, pieces, wrote)
+        await files.pour(self.writer, self.done, self.hasher, pieces, wrote)
 
-    async def sync(self) -> None:
-        """Have what was written on disk. Raises OSError."""
-        await files.sync(self._writer)
+    async def catch_up(self, written: Callable[[], int]) -> None:
+        """Hash what others have written, as far as `written` says at the time, for a while. Raises OSError."""
+
+        def hashed(done: int) -> None:
+            self.done = done
+
+        await files.catch_up(self.writer, self.done, self.hasher, written, hashed)
+
+    def keep_synced(self) -> None:
+        """Have what was written on disk once in a while, beside what else is done: `syncing` is what comes of it."""
+        if time.monotonic() - self._synced >= SYNCED and all(work.done() for work in self.syncing):
+            self._synced = time.monotonic()
+            self.syncing = [asyncio.create_task(files.sync(self.writer))]
 
 
 class Tee:
@@ -56,8 +68,6 @@ class Tee:
         self._told = growth.done - STRIDE  # of the first piece at once: somebody waits for it
         self._moved = asyncio.Event()  # set when there is room for more, or never will be
         self._writing: asyncio.Task[None] | None = None
-        self._syncing: asyncio.Task[None] | None = None
-        self._synced = time.monotonic()
         self.end = growth.done
 
     async def put(self, data: memoryview) -> None:
@@ -67,9 +77,7 @@ class Tee:
         self.end += len(data)
         if self._writing is None or self._writing.done():
             self._writing = asyncio.create_task(self._write())
-        if time.monotonic() - self._synced >= SYNCED and (self._syncing is None or self._syncing.done()):
-            self._synced = time.monotonic()
-            self._syncing = asyncio.create_task(self._growth.sync())
+        self._growth.keep_synced()
         while self.end - self._growth.done >= BATCH and not self._writing.done():
             self._moved.clear()
             await self._moved.wait()
@@ -77,14 +85,17 @@ class Tee:
     async def flush(self) -> None:
         """Wait until all that has come is written. Raises OSError."""
         # Whoever is cancelled closes the file next: nothing is to be at it by then.
-        await files.outlast(*(work for work in (self._writing, self._syncing) if work is not None))
+        await files.outlast(*self._work())
         self._check()
 
     def _check(self) -> None:
         """What follows an error is worth nothing."""
-        for work in (self._writing, self._syncing):
-            if work is not None and work.done():
+        for work in self._work():
+            if work.done():
                 work.result()
+
+    def _work(self) -> list[asyncio.Task[None]]:
+        return self._growth.syncing if self._writing is None else [self._writing, *self._growth.syncing]
 
     async def _write(self) -> None:
         try:

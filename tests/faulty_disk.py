@@ -39,6 +39,7 @@ FAULTS: Mapping[str, tuple[int, ...]] = {
     "sendfile": (errno.EIO, SHORT, NOTHING),
     "pwrite": (errno.ENOSPC, errno.EIO, SHORT, NOTHING),
     "write": (errno.ENOSPC, errno.EIO, SHORT),
+    "splice": (errno.ENOSPC, errno.EIO, errno.EINVAL, SHORT, NOTHING),  # into a file
     "fsync": (errno.ENOSPC, errno.EIO),
     "fchmod": (errno.EIO, errno.EROFS),
     "mkdir": (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EACCES),
@@ -106,6 +107,7 @@ class FaultyDisk:
         monkeypatch.setattr(os, "sendfile", self._sending(os.sendfile))
         monkeypatch.setattr(os, "pwrite", self._writing(os.pwrite))
         monkeypatch.setattr(os, "pwritev", self._gathering(os.pwritev))
+        monkeypatch.setattr(os, "splice", self._splicing(os.splice))
         monkeypatch.setattr(cached, "open_below", self._knowing(cached.open_below))
         monkeypatch.setattr(tree, "open", self._wrapped, raising=False)
         monkeypatch.setattr(aiofiles.threadpool, "sync_open", self._wrapped)
@@ -178,6 +180,8 @@ class FaultyDisk:
         def call(fd: int, buffers: Any, offset: int, flags: int = 0) -> int:
             if self._is_counting and flags & os.RWF_NOWAIT:
                 raise BlockingIOError
+            if _is_ours() and not flags and self.check("pread") == SHORT:
+                buffers = [memoryview(buffers[0])[: max(1, len(buffers[0]) // 2)]]
             return real(fd, buffers, offset, flags)
 
         return call
@@ -211,6 +215,15 @@ class FaultyDisk:
     def _gathering(self, real: Callable[[int, Any, int], int]) -> Callable[[int, Any, int], int]:
         write = self._writing(lambda fd, data, offset: real(fd, [data], offset))
         return lambda fd, pieces, offset: write(fd, b"".join(pieces), offset)
+
+    def _splicing(self, real: Callable[..., int]) -> Callable[..., int]:
+        def call(source: int, to: int, count: int, **kwargs: int) -> int:
+            fault = self.check("splice") if "offset_dst" in kwargs else 0
+            if fault == NOTHING:
+                return 0
+            return real(source, to, max(1, count // 2) if fault == SHORT else count, **kwargs)
+
+        return call
 
     def _wrapped(self, file: Any, mode: str = "r", *_: object, opener: Any = None, **__: object) -> io.BufferedIOBase:
         raw = _Raw(self, file, mode, opener)

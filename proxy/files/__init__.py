@@ -10,6 +10,7 @@ operator names, `scratch` for what lasts as long as processes do, `machine` for 
 from proxy.files.calls import (
     PIECE,
     Handle,
+    catch_up,
     hash_piece,
     hop,
     is_damage,
@@ -25,6 +26,7 @@ from proxy.files.calls import (
 )
 from proxy.files.machine import boot, count_descriptors, identity, processors, raise_descriptor_limit, stamp, unhurried
 from proxy.files.outside import Stream, Unusable, reading, replacing
+from proxy.files.receiving import Inlet
 from proxy.files.rooted import UnsafeDirectory, check_root, is_ours
 from proxy.files.scratch import Scratch, scratch
 from proxy.files.sending import Extent, Outlet, Senders
@@ -37,6 +39,7 @@ __all__ = [
     "Entry",
     "Extent",
     "Handle",
+    "Inlet",
     "Outlet",
     "Scratch",
     "Senders",
@@ -46,6 +49,7 @@ __all__ = [
     "UnsafeDirectory",
     "Unusable",
     "boot",
+    "catch_up",
     "check_root",
     "count_descriptors",
     "hash_piece",

@@ -183,6 +183,29 @@ def _hashed(hasher: Hasher, batch: Iterable[memoryview], written: int) -> list[m
     return left
 
 
+async def catch_up(
+    handle: Handle, offset: int, hasher: Hasher, written: Callable[[], int], hashed: Callable[[int], None]
+) -> None:
+    """Hash what is written of a file behind an offset, as far as `written` says at the time, for a while.
+
+    `hashed` is told in the thread where that ends, after each piece. Raises OSError.
+    """
+    await hop(_catch_up, handle.fd, offset, hasher, written, hashed)
+
+
+def _catch_up(fd: int, offset: int, hasher: Hasher, written: Callable[[], int], hashed: Callable[[int], None]) -> None:
+    until, room = time.monotonic() + TURN, memoryview(bytearray(PIECE // 2))
+    while offset < (stop := written()):
+        count = os.preadv(fd, [room[: stop - offset]], offset)
+        if not count:
+            raise too_short()
+        hasher.update(room[:count])
+        offset += count
+        hashed(offset)
+        if time.monotonic() >= until:
+            return
+
+
 async def sync(handle: Handle) -> None:
     """Have what was written on disk. Raises OSError: then the file is worth nothing, and never to be synced again."""
     await hop(os.fdatasync, handle.fd)

@@ -68,7 +68,7 @@ class Spools(Rooted):
 
     def _open_for_writing(self, key: str, locked: int) -> Handle:
         os.fchmod(locked, GROWING)  # committed but never renamed: a crash came in between
-        fd = self._open(key, os.O_WRONLY)
+        fd = self._open(key, os.O_RDWR)  # what is written past this process is read back, to be hashed
         if fd is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), key)
         return as_handle(fd)

@@ -65,6 +65,9 @@ class ObjectStream:
         self._watch.saw(len(data), time.monotonic() - began)
         return data
 
+    def rest(self) -> None:
+        """It has to be read: how much is left of it on its connection is the library's business."""
+
 
 class Bucket:
     """One bucket, below one prefix. Every method raises BucketError for what the store does not do."""

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import pytest
 
+from proxy import download
 from proxy.oci.errors import OciError
 from tests.faulty_disk import FaultyDisk, Point, points
 
@@ -110,10 +111,21 @@ class Scenario:
     moves: bool = False
     starts: bool = False  # the start is what is done ...
     stops: bool = False  # ... or the end
+    is_fast: bool = False  # what comes counts as fast
 
 
 async def pull_old(visitor: Visitor, proxy: Proxy) -> None:
     await visitor.pull(proxy, visitor.old)
+
+
+async def pull_in_pieces(visitor: Visitor, proxy: Proxy) -> None:
+    """As it comes over a network: not all at once."""
+    rule = visitor.upstream.on("GET", path_contains="/blobs/")
+    rule.drip(50_000, every=0.002)
+    try:
+        await visitor.pull(proxy, visitor.old)
+    finally:
+        rule.stop()
 
 
 async def follow_the_tag(visitor: Visitor, proxy: Proxy) -> None:
@@ -178,6 +190,7 @@ def half_a_download(visitor: Visitor, store: Path) -> None:
 
 SCENARIOS = {
     "cold pull": Scenario(pull_old),
+    "cold pull, past this process": Scenario(pull_in_pieces, is_fast=True),
     "warm pull": Scenario(look_again, before=pull_old),
     "parts of a cold blob": Scenario(ask_for_parts),
     "a tag that is asked for again": Scenario(look_again, before=pull_old, more='tag_ttl = "0s"'),
@@ -307,7 +320,11 @@ async def test_whatever_call_to_the_disk_goes_wrong_answers_are_right_or_honest_
     record_property: Callable[[str, object], None],
     name: str,
     shard: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if SCENARIOS[name].is_fast:
+        for what in ("FAST", "GAUGED", "WORTHWHILE"):
+            monkeypatch.setattr(download, what, 1)
     trial = Trial(SCENARIOS[name], Visitor(upstream), disk, tmp_path)
     await trial.prepare()
     await trial.run("counted", None)

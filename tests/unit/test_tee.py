@@ -119,20 +119,22 @@ async def test_who_is_cancelled_waits_until_nothing_is_at_the_file(
 async def test_the_first_piece_is_told_of_though_the_next_takes_long(
     writer: Handle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    go_on, pwrite, told = threading.Event(), os.pwrite, asyncio.Event()
+    begun, go_on, pwritev, told = threading.Event(), threading.Semaphore(0), os.pwritev, asyncio.Event()
 
-    def slow_behind(fd: int, data: bytes, offset: int) -> int:
-        if offset:
-            go_on.wait()
-        return pwrite(fd, data, offset)
+    def slow(fd: int, pieces: list[memoryview], offset: int) -> int:
+        begun.set()
+        go_on.acquire()
+        return pwritev(fd, pieces, offset)
 
-    monkeypatch.setattr(os, "pwrite", slow_behind)
+    monkeypatch.setattr(os, "pwritev", slow)
     one = Tee(Growth(writer, hashlib.sha256()), lambda _: told.set())
     await one.put(memoryview(b"some"))
+    await asyncio.to_thread(begun.wait)
     await one.put(memoryview(b"more"))
+    go_on.release()
     async with asyncio.timeout(10):
         await told.wait()
-    go_on.set()
+    go_on.release()
     await one.flush()
 
 

@@ -1,0 +1,81 @@
+"""The rest of a blob that comes fast by a plain connection: from there into its file, and hashed behind that."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from proxy import files
+from proxy.blob_stream import Rest
+from proxy.tee import STRIDE, Growth
+
+LAG = 32 * 1024 * 1024  # bytes that may be written and not hashed: memory of the system's, and none of this process
+
+
+class Siphon:
+    """As a Tee, but nothing passes through this process: what is hashed is read back from the file.
+
+    Two threads are at it at most, one that writes and one that hashes: at memory speed hashing takes as long as all the
+    rest. What is announced is written; what a growth has `done` is hashed as well, and the same once this is over.
+    """
+
+    def __init__(self, growth: Growth, announce: Callable[[int], None]) -> None:
+        """`announce` is told how far the file has got, whenever it has."""
+        self._growth = growth
+        self._announce = announce
+        self._loop = asyncio.get_running_loop()
+        self._written = self._told = growth.done
+        self._is_over = False
+        self._moved = asyncio.Event()  # set when something was written or hashed, or never will be again
+
+    async def run(self, rest: Rest, room: Callable[[int], Awaitable[int]]) -> None:
+        """Take all that is left. `room` says how many bytes may be written from an offset on.
+
+        Raises Interrupted, OSError, and what `room` raises.
+        """
+        hashing = asyncio.create_task(self._hash())
+        try:
+            while rest.left and not hashing.done():
+                if self._written - self._growth.done >= LAG:
+                    await self._move()
+                    continue
+                self._growth.keep_synced()
+                await rest.pour(self._growth.writer, self._written, await room(self._written), self._wrote)
+                self._progressed()
+        finally:
+            self._is_over = True
+            self._moved.set()
+            try:  # whoever is cancelled closes the file next: nothing is to be at it by then
+                await files.outlast(hashing, *self._growth.syncing)
+            finally:
+                self._raise_from(hashing)
+
+    def _raise_from(self, hashing: "asyncio.Task[None]") -> None:
+        """What the disk would not give back, or take, is worth nothing, whatever else has happened. Raises OSError."""
+        for work in (hashing, *self._growth.syncing):
+            if (error := work.exception()) is not None:
+                raise error
+
+    async def _hash(self) -> None:
+        try:
+            while self._growth.done < self._written or not self._is_over:
+                if self._growth.done == self._written:
+                    await self._move()
+                else:
+                    await self._growth.catch_up(lambda: self._written)
+                    self._moved.set()
+        finally:
+            self._moved.set()
+
+    async def _move(self) -> None:
+        self._moved.clear()
+        await self._moved.wait()
+
+    def _wrote(self, end: int) -> None:
+        """In the thread that writes: have the loop know, but not of each piece."""
+        self._written = end
+        if end - self._told >= STRIDE:
+            self._told = end
+            self._loop.call_soon_threadsafe(self._progressed)
+
+    def _progressed(self) -> None:
+        self._moved.set()
+        self._announce(self._written)

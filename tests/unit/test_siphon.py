@@ -1,0 +1,127 @@
+"""A file that is written by one thread and hashed by another: how far they may part, and that they end as one."""
+
+import asyncio
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from proxy import siphon
+from proxy.blob_stream import Interrupted, Rest
+from proxy.files import Handle
+from proxy.siphon import Siphon
+from proxy.tee import Growth
+
+BODY = os.urandom(1_000_000)
+PIECE = 100_000
+
+
+class Body:
+    """What is left of a body that comes in pieces, until it breaks off."""
+
+    def __init__(self, breaks_at: int = len(BODY)) -> None:
+        self.left = len(BODY)
+        self.breaks_at = breaks_at
+        self.came = asyncio.Event()  # three pieces
+
+    async def pour(self, handle: Handle, offset: int, most: int, wrote: Callable[[int], None]) -> None:
+        if offset >= self.breaks_at:
+            raise Interrupted("it breaks off")
+        count = await asyncio.to_thread(os.pwrite, handle.fd, BODY[offset : offset + min(most, PIECE)], offset)
+        self.left -= count
+        if self.left <= len(BODY) - 3 * PIECE:
+            self.came.set()
+        wrote(offset + count)
+
+
+class SlowHasher:
+    """One that begins when it is told to."""
+
+    def __init__(self) -> None:
+        self.real = hashlib.sha256()
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    def update(self, data: memoryview) -> None:
+        self.begun.set()
+        self.go_on.wait()
+        self.real.update(data)
+
+
+async def room(_: int) -> int:
+    return len(BODY)
+
+
+@pytest.fixture
+def writer(tmp_path: Path) -> Iterator[Handle]:
+    handle = Handle(os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT), 0)
+    yield handle
+    handle.close()
+
+
+async def run(growth: Growth, body: Body, told: list[int]) -> None:
+    await Siphon(growth, told.append).run(cast(Rest, body), room)
+
+
+async def test_at_the_end_all_of_it_is_hashed_and_told_of(writer: Handle) -> None:
+    growth, told = Growth(writer, hashlib.sha256()), list[int]()
+    await run(growth, Body(), told)
+    assert (growth.done, growth.hasher.hexdigest()) == (len(BODY), hashlib.sha256(BODY).hexdigest())
+    assert told == sorted(told)
+    assert told[-1] == len(BODY)
+
+
+async def test_after_a_break_just_what_came_is_hashed(writer: Handle) -> None:
+    growth = Growth(writer, hashlib.sha256())
+    with pytest.raises(Interrupted):
+        await run(growth, Body(300_000), [])
+    assert (growth.done, growth.hasher.hexdigest()) == (300_000, hashlib.sha256(BODY[:300_000]).hexdigest())
+
+
+async def test_no_more_is_written_while_too_much_is_not_hashed(writer: Handle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(siphon, "LAG", 3 * PIECE)
+    hasher, body = SlowHasher(), Body()
+    growth = Growth(writer, cast(Any, hasher))
+    running = asyncio.create_task(run(growth, body, []))
+    await asyncio.to_thread(hasher.begun.wait)
+    await body.came.wait()
+    done, _ = await asyncio.wait({running}, timeout=0.05)  # in which there could be more
+    assert not done
+    assert body.left == len(BODY) - 3 * PIECE
+    hasher.go_on.set()
+    await running
+    assert hasher.real.digest() == hashlib.sha256(BODY).digest()
+
+
+async def test_who_is_cancelled_waits_until_nothing_is_at_the_file(
+    writer: Handle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(siphon, "LAG", PIECE)
+    hasher = SlowHasher()
+    growth = Growth(writer, cast(Any, hasher))
+    running = asyncio.create_task(run(growth, Body(), []))
+    await asyncio.to_thread(hasher.begun.wait)
+    for _ in range(3):
+        running.cancel()
+        await asyncio.sleep(0)
+    assert not running.done()
+    hasher.go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert growth.done % PIECE == 0
+
+
+async def test_what_the_disk_does_not_give_back_is_raised_whatever_else_happens(
+    writer: Handle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> int:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "preadv", failing)
+    growth = Growth(writer, hashlib.sha256())
+    with pytest.raises(OSError, match="Input/output error"):
+        await run(growth, Body(300_000), [])
+    assert growth.done == 0
