@@ -11,6 +11,7 @@ from proxy.files import Handle, Inlet, hop
 from proxy.oci.byterange import parse_content_range
 from proxy.turns import Turn
 
+HELD_BACK = 1024 * 1024  # bytes, more than aiohttp may have read of a connection and not handed on yet
 LOW_SPEED = 1024  # bytes a second that a body must bring, over one stall time-out
 
 
@@ -29,11 +30,14 @@ class Watch:
         self._waited = 0.0  # seconds ...
         self._count = 0  # ... for so many bytes
 
-    async def waiting(self, something: Awaitable[None]) -> float:
-        """Wait for something to come; returns for how many seconds. Raises Interrupted if nothing does."""
+    async def waiting(self, something: Awaitable[None], since: float) -> float:
+        """Wait for something to come; returns for how many seconds.
+
+        Raises Interrupted if nothing has for one stall time-out since a time of the monotonic clock.
+        """
         began = time.monotonic()
         try:
-            async with asyncio.timeout(self._stall_timeout):
+            async with asyncio.timeout(since + self._stall_timeout - began):
                 await something
         except TimeoutError:
             raise Interrupted(f"no byte for {self._stall_timeout:g} s") from None
@@ -64,7 +68,7 @@ class Rest:
         `wrote` is told in a thread where what is written ends, also of what came before a break. Raises Interrupted,
         OSError of the file.
         """
-        end, waited = offset, 0.0
+        end, waited, began = offset, 0.0, time.monotonic()
 
         def told(now: int) -> None:
             nonlocal end
@@ -73,11 +77,11 @@ class Rest:
 
         try:
             while end == offset:
-                await hop(self._inlet.draw, handle.fd, offset, min(most, self.left), told)
+                waited += await hop(self._inlet.draw, handle.fd, offset, min(most, self.left), told)
                 if end == offset and self._inlet.is_over:
                     raise Interrupted("the body ended early")
                 if end == offset:
-                    waited += await self._watch.waiting(self._inlet.readable())
+                    waited += await self._watch.waiting(self._inlet.readable(), began)
         except ConnectionError as error:
             raise Interrupted(type(error).__name__) from None
         finally:
@@ -148,18 +152,24 @@ class BlobStream:
             return None
         if self._has_unknown_end() or self._broken is not None or content.exception() is not None:
             return None
-        try:
-            inlet = Inlet(transport.get_extra_info("socket").fileno())
-        except OSError:  # there are no descriptors left
+        length = self._response.content_length or 0
+        if length - content.total_bytes < HELD_BACK:  # it may be over for aiohttp, and the connection another's
             return None
-        inlet.begin(b"".join(iter(content.read_nowait, b"")))
-        transport.pause_reading()  # no sooner: what is read above has aiohttp go on with it
 
         def received(count: int) -> None:
             self._received(count)
             also(count)
 
-        return Rest(inlet, (self._response.content_length or 0) - self._count, self._watch, received)
+        with contextlib.ExitStack() as stack:
+            try:
+                inlet = Inlet(transport.get_extra_info("socket").fileno())
+            except OSError:  # there are no descriptors left, or no pipes
+                return None
+            stack.callback(inlet.close)
+            inlet.begin(b"".join(iter(content.read_nowait, b"")))
+            transport.pause_reading()  # no sooner: what is read above has aiohttp go on with it
+            stack.pop_all()
+        return Rest(inlet, length - self._count, self._watch, received)
 
     def _has_unknown_end(self) -> bool:
         return self._response.content_length is None or "Transfer-Encoding" in self._response.headers

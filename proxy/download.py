@@ -24,11 +24,11 @@ WORTHWHILE = 8 * 1024 * 1024  # bytes that have to be left
 
 
 class Gauge:
-    """Whether bytes come fast: by the time that the last few of them took."""
+    """Whether bytes come fast: by the time that the last few of them took, which may have waited for us, and all."""
 
     def __init__(self) -> None:
-        self._count = 0
-        self._since = time.monotonic()
+        self._count = self._sum = 0
+        self._since = self._began = time.monotonic()
 
     def is_fast(self, count: int) -> bool:
         """So many have come. True at the end of a stretch that was fast."""
@@ -36,9 +36,10 @@ class Gauge:
         if self._count < GAUGED:
             return False
         now = time.monotonic()
-        rate = self._count / max(now - self._since, 1e-9)
+        self._sum += self._count
+        rates = self._count / max(now - self._since, 1e-9), self._sum / max(now - self._began, 1e-9)
         self._count, self._since = 0, now
-        return rate >= FAST
+        return min(rates) >= FAST
 
 
 class Download:
@@ -118,7 +119,7 @@ class Download:
         if self._total is not None and self._growth.done > self._total:
             raise self._invalid("has less of a blob than has come of it")
         if not self._has_begun:
-            await self._reserve()
+            await self._reserve(self._growth.done)
             await self._begin(self._total)
             self._has_begun = True
         self._announce(self._growth.done)
@@ -141,7 +142,7 @@ class Download:
                 if self._total is not None and end > self._total:
                     raise self._invalid("sent more of a blob than there is")
                 if end > self._reservation.size:
-                    await self._reserve()
+                    await self._reserve(self._growth.done)
                 await tee.put(data)
                 is_worth_it = gauge.is_fast(len(data)) and not skip and self._left(tee.end) >= WORTHWHILE
                 if is_worth_it and (rest := stream.rest()) is not None:
@@ -158,12 +159,12 @@ class Download:
         if self._left(offset) <= 0:
             raise self._invalid("sent more of a blob than there is")
         if offset >= self._reservation.size:
-            await self._reserve()
+            await self._reserve(offset)
         return min(self._reservation.size - offset, self._left(offset))
 
-    async def _reserve(self) -> None:
+    async def _reserve(self, offset: int) -> None:
         """Set space aside for what comes next, and no more: others' blobs go only for bytes that do come."""
-        ahead = self._growth.done + STEP
+        ahead = offset + STEP
         self._reservation.check(self._total or 0)
         await self._reservation.grow(ahead if self._total is None else min(ahead, self._total))
 

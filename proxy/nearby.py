@@ -25,10 +25,13 @@ def paced() -> bytes | None:
 def begin_unpaced(sock: socket.socket) -> bytes | None:
     """Have all connections of a listening socket begin without pacing. Returns what those from elsewhere are to get."""
     system = paced()
-    with contextlib.suppress(OSError):  # it is no TCP socket, or has been forbidden: all stays as it is
-        if system is not None:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, SIMPLE)
-            return system
+    if system is None:
+        return None
+    with contextlib.suppress(OSError), socket.socket() as trial:  # no TCP socket, or forbidden: all stays as it is
+        for name in (SIMPLE, system):  # who may not go back to the system's own is not to leave it
+            trial.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, SIMPLE)
+        return system
     return None
 
 

@@ -29,17 +29,22 @@ class Siphon:
     async def run(self, rest: Rest, room: Callable[[int], Awaitable[int]]) -> None:
         """Take all that is left. `room` says how many bytes may be written from an offset on.
 
-        Raises Interrupted, OSError, and what `room` raises.
+        Raises Interrupted, what `room` raises, OSError (in place of CancelledError too: the file is worth nothing).
         """
         hashing = asyncio.create_task(self._hash())
         try:
             while rest.left and not hashing.done():
-                if self._written - self._growth.done >= LAG:
+                most = LAG - (self._written - self._growth.done)
+                if most <= 0:
                     await self._move()
                     continue
                 self._growth.keep_synced()
-                await rest.pour(self._growth.writer, self._written, await room(self._written), self._wrote)
+                most = min(most, await room(self._written))
+                await rest.pour(self._growth.writer, self._written, most, self._wrote)
                 self._progressed()
+        except asyncio.CancelledError:
+            hashing.cancel()  # whoever goes on with the file hashes it anew
+            raise
         finally:
             self._is_over = True
             self._moved.set()
@@ -51,7 +56,7 @@ class Siphon:
     def _raise_from(self, hashing: "asyncio.Task[None]") -> None:
         """What the disk would not give back, or take, is worth nothing, whatever else has happened. Raises OSError."""
         for work in (hashing, *self._growth.syncing):
-            if (error := work.exception()) is not None:
+            if not work.cancelled() and (error := work.exception()) is not None:
                 raise error
 
     async def _hash(self) -> None:

@@ -50,8 +50,13 @@ class Growth:
         await files.catch_up(self.writer, self.done, self.hasher, written, hashed)
 
     def keep_synced(self) -> None:
-        """Have what was written on disk once in a while, beside what else is done: `syncing` is what comes of it."""
+        """Have what was written on disk once in a while, beside what else is done: `syncing` is what comes of it.
+
+        Raises OSError of the last time: it says so once, and never again.
+        """
         if time.monotonic() - self._synced >= SYNCED and all(work.done() for work in self.syncing):
+            for work in self.syncing:
+                work.result()
             self._synced = time.monotonic()
             self.syncing = [asyncio.create_task(files.sync(self.writer))]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from proxy import download
+from proxy import blob_stream, download
 from proxy.blob_stream import Rest
 from proxy.siphon import Siphon
 
@@ -25,6 +25,7 @@ DATA = os.urandom(1024 * 1024)
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Everything counts as fast, and as worth it, after its first bytes; what was left of each that went that way."""
     monkeypatch.setattr(download, "FAST", 0.0)
+    monkeypatch.setattr(blob_stream, "HELD_BACK", 1)
     monkeypatch.setattr(download, "GAUGED", 1)
     monkeypatch.setattr(download, "WORTHWHILE", 1)
     left: list[int] = []

@@ -1,16 +1,21 @@
 """What a connection brings, on its way into a file: no more than was asked for, and nothing is waited for for long."""
 
+import asyncio
 import contextlib
+import errno
+import fcntl
 import os
 import socket
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from proxy import files
-from proxy.files import Inlet
+from proxy.blob_stream import Interrupted, Rest, Watch
+from proxy.files import Handle, Inlet, receiving
 
 BODY = os.urandom(700_000)
 
@@ -82,6 +87,53 @@ async def test_the_end_is_told_from_a_break_and_neither_costs_what_came_before(l
     assert line.got == BODY[:50_000]
 
 
+async def test_what_stands_behind_an_urgent_byte_comes_all_the_same(line: Line) -> None:
+    await files.hop(line.far.sendall, BODY[:1000])
+    line.far.send(b"!", socket.MSG_OOB)
+    await files.hop(line.far.sendall, BODY[1000:2000])
+    async with asyncio.timeout(5):
+        while line.told[-1] < 2000:
+            await line.draw()
+            if line.told[-1] < 2000:
+                await line.inlet.readable()
+    assert line.got == BODY[:2000]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.EPERM])
+@pytest.mark.parametrize("side", ["connection", "file"])
+async def test_where_nothing_can_be_spliced_it_is_read_and_written(
+    line: Line, monkeypatch: pytest.MonkeyPatch, number: int, side: str
+) -> None:
+    real = os.splice
+
+    def splice(source: int, target: int, count: int, **settings: Any) -> int:
+        if (target == line.fd) == (side == "file"):
+            raise OSError(number, os.strerror(number))
+        return real(source, target, count, **settings)
+
+    monkeypatch.setattr(os, "splice", splice)
+    await files.hop(line.far.sendall, BODY[:100_000])
+    while line.told[-1] < 100_000:
+        await line.draw()
+    assert line.got == BODY[:100_000]
+
+
+async def test_the_time_that_a_thread_waited_is_told(line: Line) -> None:
+    await files.hop(line.far.sendall, BODY[:10])
+    waited = await files.hop(line.inlet.draw, line.fd, 0, len(BODY), line.told.append)
+    assert waited >= receiving.BRIEF / 1000
+
+
+async def test_no_thread_waits_for_what_comes_a_little_at_a_time(line: Line) -> None:
+    waited = []
+    for end in range(10, 50, 10):
+        await files.hop(line.far.sendall, BODY[end - 10 : end])
+        await line.inlet.readable()
+        waited.append(await files.hop(line.inlet.draw, line.fd, line.told[-1], len(BODY), line.told.append))
+    assert line.got == BODY[:40]
+    assert waited[1:] == [0.0, 0.0, 0.0]
+
+
 async def test_a_break_is_the_connections_and_not_the_files(line: Line) -> None:
     line.far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     line.far.close()
@@ -94,3 +146,50 @@ async def test_nothing_is_left_open(line: Line) -> None:
     with contextlib.closing(Inlet(line.near.fileno())):
         assert await files.count_descriptors() == before + 3
     assert await files.count_descriptors() == before
+
+
+async def test_nothing_is_left_open_where_a_pipe_would_be_too_small(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = await files.count_descriptors()
+
+    def refused(*_: object) -> int:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(fcntl, "fcntl", refused)
+    with pytest.raises(PermissionError):
+        Inlet(line.near.fileno())
+    assert await files.count_descriptors() == before
+
+
+async def test_to_close_it_twice_closes_nobody_elses_descriptor(line: Line) -> None:
+    inlet = Inlet(line.near.fileno())
+    inlet.close()
+    with contextlib.closing(Inlet(line.near.fileno())):
+        before = await files.count_descriptors()
+        inlet.close()
+        assert await files.count_descriptors() == before
+
+
+async def poured(rest: Rest, handle: Handle, line: Line) -> None:
+    """All of it."""
+    while rest.left:
+        await rest.pour(handle, line.told[-1], len(BODY), line.told.append)
+
+
+async def test_what_drips_is_too_slow_however_often_a_byte_comes(line: Line) -> None:
+    rest = Rest(line.inlet, len(BODY), Watch(0.5), lambda _: None)
+    handle = Handle(os.dup(line.fd), 0)
+
+    async def drip() -> None:
+        while True:  # 1 KiB/s are enough, and this is less
+            line.far.send(b"x")
+            await asyncio.sleep(0.0015)
+
+    dripping = asyncio.create_task(drip())
+    try:
+        with pytest.raises(Interrupted, match="bytes a second"):
+            await poured(rest, handle, line)
+    finally:
+        dripping.cancel()
+        handle.close()

@@ -1,6 +1,7 @@
 """A file that is written by one thread and hashed by another: how far they may part, and that they end as one."""
 
 import asyncio
+import errno
 import hashlib
 import os
 import threading
@@ -10,9 +11,9 @@ from typing import Any, cast
 
 import pytest
 
-from proxy import siphon
+from proxy import siphon, tee
 from proxy.blob_stream import Interrupted, Rest
-from proxy.files import Handle
+from proxy.files import Handle, calls
 from proxy.siphon import Siphon
 from proxy.tee import Growth
 
@@ -112,6 +113,39 @@ async def test_who_is_cancelled_waits_until_nothing_is_at_the_file(
     with pytest.raises(asyncio.CancelledError):
         await running
     assert growth.done % PIECE == 0
+
+
+async def test_who_is_cancelled_does_not_wait_for_what_nobody_needs_hashed(
+    writer: Handle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls, "PIECE", 2 * PIECE)
+    monkeypatch.setattr(calls, "TURN", 0.0)  # so that a thread hashes one piece, and asks again
+    hasher, body = SlowHasher(), Body()
+    growth = Growth(writer, cast(Any, hasher))
+    running = asyncio.create_task(run(growth, body, []))
+    await body.came.wait()
+    await asyncio.to_thread(hasher.begun.wait)
+    running.cancel()
+    hasher.go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert growth.done == PIECE
+
+
+async def test_a_sync_that_failed_is_told_of_though_those_after_it_do_not(
+    writer: Handle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tee, "SYNCED", 0.0)
+    real, errors = os.fdatasync, [OSError(errno.EIO, os.strerror(errno.EIO))]
+
+    def fdatasync(fd: int) -> None:
+        if errors:
+            raise errors.pop()
+        real(fd)
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    with pytest.raises(OSError, match="Input/output error"):
+        await run(Growth(writer, hashlib.sha256()), Body(), [])
 
 
 async def test_what_the_disk_does_not_give_back_is_raised_whatever_else_happens(
