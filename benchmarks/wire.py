@@ -24,9 +24,12 @@ class Wire:
         return f"127.0.0.1:{self.port}"
 
     async def take_down(self) -> int:
-        """End it; returns the bytes that it has brought."""
+        """End it; returns the bytes that it has brought. Raises RuntimeError with what it says of a failure."""
         said, _ = await self.process.communicate(b"")  # closes its standard input
-        self.said += map(json.loads, said.splitlines())
+        lines = said.splitlines()
+        if not all(line.startswith(b"{") for line in lines):
+            raise RuntimeError(f"the link failed: {said.decode()}")
+        self.said += map(json.loads, lines)
         return int(self.said[-1]["bytes"])
 
 
