@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy import download
+from proxy import blob_stream, download
 from proxy.oci.errors import OciError
 from tests.faulty_disk import FaultyDisk, Point, points
 
@@ -325,6 +325,7 @@ async def test_whatever_call_to_the_disk_goes_wrong_answers_are_right_or_honest_
     if SCENARIOS[name].is_fast:
         for what in ("FAST", "GAUGED", "WORTHWHILE"):
             monkeypatch.setattr(download, what, 1)
+        monkeypatch.setattr(blob_stream, "HELD_BACK", 1)
     trial = Trial(SCENARIOS[name], Visitor(upstream), disk, tmp_path)
     await trial.prepare()
     await trial.run("counted", None)
