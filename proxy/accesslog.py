@@ -60,9 +60,7 @@ class AccessLog:
         told, client = _told(request, record), request.remote or ""
         key = tuple(told.values())
         if key in self._tallies:  # it was like this before: rendering a line takes five times as long as filling it in
-            tally = self._tallies[key] or self._tally(told, record)
-            self._tallies[key] = tally
-            tally.count(client, seconds)
+            self._tally(key, told, record).count(client, seconds)
             return
         self._tallies[key] = None
         requests, took, sent = self._counters(record)
@@ -73,11 +71,16 @@ class AccessLog:
 
     def tally(self, request: web.BaseRequest, record: Record) -> Tally:
         """What will be counted of the same request when it comes again, and gets the same answer."""
-        return self._tally(_told(request, record), record)
+        told = _told(request, record)
+        return self._tally(tuple(told.values()), told, record)
 
-    def _tally(self, told: Mapping[str, object], record: Record) -> Tally:
-        fields, blanks = {"client": "", **told, "seconds": 0.0}, {"client": str, "seconds": float}
-        return Tally(*self._counters(record), Template(self._lines, "request", fields, blanks), record.sent)
+    def _tally(self, key: tuple[object, ...], told: Mapping[str, object], record: Record) -> Tally:
+        tally = self._tallies.get(key)
+        if tally is None:
+            fields, blanks = {"client": "", **told, "seconds": 0.0}, {"client": str, "seconds": float}
+            line = Template(self._lines, "request", fields, blanks)
+            tally = self._tallies[key] = Tally(*self._counters(record), line, record.sent)
+        return tally
 
     def _counters(self, record: Record) -> tuple[Counter, Histogram, Counter]:
         metrics = self._metrics

@@ -16,11 +16,11 @@ TURN = 0.02  # seconds for which draw() keeps a thread that others may be waitin
 BRIEF = 2  # ... and milliseconds for which it waits in it for more to come, where much comes in that time
 WORTH_WAKING = 1024 * 1024  # bytes for which it is woken: a piece of the network's at a time costs more than they do
 PIPE = 1024 * 1024  # bytes on their way from the connection into the file
-MUCH = PIPE // 4
+MUCH = PIPE // 4  # bytes that come at once where it is worth a thread's while to wait for more
 LULL = 0.005  # seconds in which what comes slowly gathers, without a thread that waits for it
-_UNABLE = frozenset(
-    {errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP}
-)  # where it is no file or socket for that, or a sandbox forbids it
+# It is no file or socket for that, or a sandbox forbids it.
+_UNABLE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP})
+_FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 
 
 class Inlet:
@@ -91,35 +91,25 @@ class Inlet:
         """Take what has come, if anything has. Raises ConnectionError."""
         try:
             count = self._splice(most) if self._splices else self._receive(most)
-        except BlockingIOError:
-            if not (self._splices and self._is_there):
+        except OSError as error:
+            has_nothing = isinstance(error, BlockingIOError)
+            if self._splices and (self._is_there if has_nothing else error.errno in _UNABLE):
+                self._splices = False  # nor can what stands behind an urgent byte be spliced, though it is there
+                return self._take(most)
+            if has_nothing:
                 return False
-            self._splices = False  # what has come cannot be spliced: it stands behind an urgent byte
-            return self._take(most)
+            raise ConnectionResetError(error.errno, error.strerror) from None
         self._is_there = False
         self._comes_fast = self._comes_fast or count >= MUCH
         self.is_over = not count
         return bool(count)
 
     def _splice(self, most: int) -> int:
-        try:
-            self._piped = os.splice(self._socket.fileno(), self._in, min(most, PIPE), flags=_FLAGS)
-        except BlockingIOError:
-            raise
-        except OSError as error:
-            if error.errno not in _UNABLE:
-                raise ConnectionResetError(error.errno, error.strerror) from None
-            self._splices = False  # it is no socket for that
-            return self._receive(most)
+        self._piped = os.splice(self._socket.fileno(), self._in, min(most, PIPE), flags=_FLAGS)
         return self._piped
 
     def _receive(self, most: int) -> int:
-        try:
-            self._read = memoryview(self._socket.recv(min(most, PIECE)))
-        except BlockingIOError:
-            raise
-        except OSError as error:
-            raise ConnectionResetError(error.errno, error.strerror) from None
+        self._read = memoryview(self._socket.recv(min(most, PIECE)))
         return len(self._read)
 
     def _write(self, fd: int, offset: int, most: int) -> int:
@@ -158,6 +148,3 @@ class Inlet:
         if (copy := self._socket.detach()) >= 0:
             for fd in (copy, self._out, self._in):
                 close_fd(fd)
-
-
-_FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
