@@ -1,19 +1,21 @@
 """The operator's listener, apart from the registry's: metrics, and the desk over HTTP, for whoever may."""
 
+import contextlib
 import hmac
 import ipaddress
 import json
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 from aiohttp import web
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 
 from proxy.desk import Desk
 from proxy.files import hop
@@ -221,8 +223,25 @@ class Admin:
         if self._shared is None:
             return generate_latest(self._registry)
         registry = CollectorRegistry()
-        MultiProcessCollector(registry, path=str(self._shared))  # type: ignore[no-untyped-call]
+        registry.register(_Workers(self._shared))
         return generate_latest(registry)
+
+
+class _Workers(Collector):
+    """What all workers have counted, by the files that each of them has in a directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def collect(self) -> Iterable[Metric]:
+        """Add it up. The library fails at a file that a starting worker has made and put nothing into yet."""
+        begun = []
+        for path in self._directory.glob("*.db"):
+            with contextlib.suppress(FileNotFoundError):  # of a worker that has died
+                if path.stat().st_size:
+                    begun.append(str(path))
+        merged: Iterable[Metric] = MultiProcessCollector.merge(begun)  # type: ignore[no-untyped-call]
+        return merged
 
 
 def _is_loopback(host: str) -> bool:

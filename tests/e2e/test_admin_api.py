@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from prometheus_client import CollectorRegistry
+from prometheus_client.mmap_dict import MmapedDict, mmap_key
 
 from proxy.__main__ import main
 from proxy.admin import MAX_BODY, Admin
@@ -28,14 +29,19 @@ JSON = {"Content-Type": "application/json"}
 
 
 @asynccontextmanager
-async def administered(upstream: FakeRegistry, store: Path, more: str = "") -> AsyncIterator[tuple[Proxy, str]]:
-    """A proxy, and where its admin listener is; its configuration names the port that it listens on."""
+async def administered(
+    upstream: FakeRegistry, store: Path, more: str = "", shared: Path | None = None
+) -> AsyncIterator[tuple[Proxy, str]]:
+    """A proxy, and where its admin listener is; its configuration names the port that it listens on.
+
+    `shared`: where workers count.
+    """
     front = bind(Listen(host="127.0.0.1", port=0), "server.listen")
     text = f"[admin]\n{more}\n" + toml(upstream.url, server=f'listen = "127.0.0.1:{front.getsockname()[1]}"')
     with closing(front):
         async with running(text, store, environ={"SECRET": "s3cret"}) as proxy:
             back = bind(Listen(host="127.0.0.1", port=0), "admin.listen")
-            admin = Admin(proxy.config.admin, CollectorRegistry(), proxy.app.limits, proxy.app.desk)
+            admin = Admin(proxy.config.admin, CollectorRegistry(), proxy.app.limits, proxy.app.desk, shared)
             async with listening(proxy.app.handlers, front, DEADLINE), listening(admin, back, DEADLINE):
                 yield proxy, f"127.0.0.1:{back.getsockname()[1]}"
 
@@ -59,6 +65,19 @@ async def _asked(client: RawClient, method: str, target: str, headers: dict[str,
 async def order(host: str, what: str, **body: Any) -> tuple[int, Any]:
     """Give an order."""
     return await ask(host, "POST", f"/api/{what}", body, JSON)
+
+
+async def test_metrics_are_told_while_a_worker_is_still_making_its_files(
+    upstream: FakeRegistry, store: Path, tmp_path: Path
+) -> None:
+    counted: Any = MmapedDict(str(tmp_path / "counter_1.db"))  # type: ignore[no-untyped-call]
+    with closing(counted):
+        counted.write_value(mmap_key("n", "n_total", [], [], "what it is"), 3.0, 0.0)
+    (tmp_path / "counter_2.db").touch()
+    async with administered(upstream, store, shared=tmp_path) as (_, host):
+        status, text = await ask(host, "GET", "/metrics")
+    assert status == 200
+    assert b"n_total 3.0" in text
 
 
 async def test_what_the_commands_say_is_said_over_http(upstream: FakeRegistry, store: Path) -> None:
