@@ -11,7 +11,7 @@ from pydantic import SecretStr
 from proxy import files, repeats
 from proxy.accesslog import AccessLog, Record
 from proxy.blobs import Blobs
-from proxy.encore import LARGEST, Encore
+from proxy.encore import LARGEST, Encore, Standing
 from proxy.files import Senders
 from proxy.lending import PREFIX, Lending
 from proxy.listings import Answer, Listings
@@ -187,7 +187,7 @@ class Handlers:
 
         def encore() -> Encore:
             tally = self._access_log.tally(request, record)
-            return Encore(holds, self._recorder, Print.of(request, response), body, tally)
+            return Encore(Standing(holds), self._recorder, Print.of(request, response), body, tally)
 
         if len(body) <= LARGEST:
             repeats.offer(request, response, encore)

@@ -1,6 +1,7 @@
 """A request that comes again, byte for byte, gets the same answer without being parsed, and never another one."""
 
 import asyncio
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,21 @@ async def test_another_client_that_asks_in_the_same_words_has_a_line_of_its_own(
         assert (await client.ask("GET", TAG)).status == 200
         await until(lambda: len(proxy.requests) == 4)
     assert len(parsed) == 2 + 1  # the first was a fill, and is not offered
+
+
+async def test_many_who_ask_at_once_are_each_answered_counted_and_logged(
+    upstream: FakeRegistry, proxy: Proxy, parsed: list[str]
+) -> None:
+    image, many = upstream.add_image(REPO, "v1"), 16
+    async with contextlib.AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(connect(proxy.host)) for _ in range(many)]
+        await thrice(clients[0], "GET", TAG)
+        parsed.clear()
+        answers = await asyncio.gather(*(client.ask("GET", TAG) for client in clients))
+        await until(lambda: len(proxy.requests) == 3 + many)
+    assert parsed == []
+    assert [answer.body for answer in answers] == [image.body] * many
+    assert proxy.metrics.registry.get_sample_value("entrepot_request_seconds_count", {"kind": "manifest"}) == 3 + many
 
 
 async def test_a_tag_is_answered_again_only_while_it_is_fresh(
