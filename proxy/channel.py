@@ -6,10 +6,12 @@ from collections.abc import AsyncIterator
 
 from aiohttp import web
 
-from proxy.files import Extent, Outlet, Senders
+from proxy.files import Extent, Outlet, Senders, send_now
 from proxy.tls import Secured
 
-SMALL = 256 * 1024  # bytes up to which a stretch is read and written: a thread sends it no faster
+TINY = 64 * 1024  # bytes up to which a stretch is read and written: sendfile(2) is no faster ...
+SMALL = 256 * 1024  # ... and up to which one is that does not go out at once: a thread is no faster
+SHORT = 2 * 1024 * 1024  # bytes up to which it may: others wait for that, a fifth of a millisecond
 
 Piece = bytes | Extent
 
@@ -37,9 +39,12 @@ class Channel:
         """Send a piece. Raises ConnectionError where the client is gone or takes nothing, OSError of a file."""
         if isinstance(piece, bytes):
             await self._write(piece)
-        elif piece.count > SMALL and not self._response.chunked:
+            return
+        if TINY < piece.count <= SHORT and not self._response.chunked:
+            piece = await self._send_now(piece)
+        if piece.count > SMALL and not self._response.chunked:
             await self._send(piece)
-        else:
+        elif piece.count:
             await self._copy(piece)
 
     def close(self) -> None:
@@ -51,15 +56,27 @@ class Channel:
         """Read it and write it, a chunk at a time."""
         handle = extent.handle
         for offset in range(extent.offset, extent.end, SMALL):
-            if offset > extent.offset:
-                await asyncio.sleep(0)  # a client that takes all at once must not keep others waiting
             count = min(SMALL, extent.end - offset)
+            await self._senders.portions.turn(count)
             await self._write(handle.at_hand(offset, count) or await handle.read_all(offset, count))
 
     async def _write(self, data: bytes | bytearray) -> None:
         async with taking(self._request, self._patience):
             await self._response.write(data)
         self._written += len(data)
+
+    async def _send_now(self, extent: Extent) -> Extent:
+        """Send what can go out at once; returns what is left. Over TLS nothing can: it takes too long to encrypt."""
+        if isinstance(self._transport(), Secured):
+            return extent
+        await asyncio.sleep(0)  # uvloop writes at the end of a round
+        await self._senders.portions.turn(extent.count)
+        transport = self._transport()
+        if transport.get_write_buffer_size():
+            return extent
+        sent = send_now(transport.get_extra_info("socket").fileno(), extent)
+        self._written += sent
+        return extent.behind(sent)
 
     async def _send(self, extent: Extent) -> None:
         outlet = self._outlet or self._opened()

@@ -3,8 +3,8 @@
 Everything of the store happens below one root directory, reached component by component from its descriptor with
 O_NOFOLLOW: no link in the tree is ever followed, whoever put it there. What a path names is used only if it is a
 regular file of ours. `rooted` is that way down, `spools` the files that grow, `tree` all the rest; `calls` are the
-calls on what is open, `cached` opens without a thread what the kernel knows the way to, `outside` is for files that an
-operator names, `scratch` for what lasts as long as processes do, `machine` for what the machine says of itself.
+calls on what is open, `cached` those for which no thread is needed, `outside` is for files that an operator names,
+`scratch` for what lasts as long as processes do, `machine` for what the machine says of itself.
 """
 
 from proxy.files.calls import (
@@ -29,7 +29,7 @@ from proxy.files.outside import Stream, Unusable, reading, replacing
 from proxy.files.receiving import Inlet
 from proxy.files.rooted import UnsafeDirectory, check_root, is_ours
 from proxy.files.scratch import Scratch, scratch
-from proxy.files.sending import Extent, Outlet, Senders
+from proxy.files.sending import Extent, Outlet, Senders, send_now
 from proxy.files.spools import SpoolState
 from proxy.files.tree import Disk, Entry, Tree
 
@@ -69,6 +69,7 @@ __all__ = [
     "rehash",
     "replacing",
     "scratch",
+    "send_now",
     "stamp",
     "sync",
     "unhurried",

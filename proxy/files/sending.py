@@ -1,7 +1,8 @@
 """Stretches of files on their way to sockets, without a copy through this process (sendfile(2)), or encrypted.
 
-A few threads do all the sending, one for each processor. Each has connections of its own, sends to one that takes more,
-and then to the next, so that neither many clients nor slow ones cost a thread, or a way back to the event loop.
+What is short and in memory the event loop sends at once: that takes it no longer than to have a thread know of it. A
+few threads do all the other sending, one for each processor. Each has connections of its own, sends to one that takes
+more, and then to the next, so that neither many clients nor slow ones cost a thread, or a way back to the loop.
 """
 
 import asyncio
@@ -16,7 +17,9 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from proxy.files.cached import is_in_memory
 from proxy.files.calls import Handle, close_fd, hop, outlast, too_short
+from proxy.files.portions import Portions
 
 LONGEST = 16 * 1024 * 1024  # bytes that a thread sends of one file before others have their turn ...
 SHORTEST = 2 * 1024 * 1024  # ... and where it has more transfers than
@@ -41,6 +44,26 @@ class Extent:
     def end(self) -> int:
         """The offset behind its last byte."""
         return self.offset + self.count
+
+    def behind(self, count: int) -> "Extent":
+        """What is left of it behind so many bytes."""
+        return Extent(self.handle, self.offset + count, self.count - count)
+
+
+def send_now(descriptor: int, extent: Extent) -> int:
+    """Send as much as the client at a socket takes at this moment of a stretch that is in memory; not blocking.
+
+    Returns how many bytes that were; none where some of it is not in memory, or nobody can tell. Raises
+    ConnectionError, OSError of the file.
+    """
+    if not is_in_memory(extent.handle.fd, extent.offset, extent.count):
+        return 0
+    try:
+        return os.sendfile(descriptor, extent.handle.fd, extent.offset, extent.count)
+    except BlockingIOError:
+        return 0
+    except OSError as error:
+        raise _explained(error) from None
 
 
 class Outlet:
@@ -262,9 +285,13 @@ class _Sender:
 
 
 class Senders:
-    """The threads that send, and those that read what they would have to wait for."""
+    """The threads that send, and those that read what they would have to wait for.
+
+    `portions` are the event loop's own, for what it sends without them.
+    """
 
     def __init__(self, threads: int) -> None:
+        self.portions = Portions()
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="read")
         self._senders = [_Sender(self._readers) for _ in range(threads)]
 

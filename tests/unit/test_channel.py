@@ -5,14 +5,33 @@ import contextlib
 import errno
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from proxy.channel import SMALL, Channel
-from proxy.files import Extent, Handle, Senders
+from proxy import channel
+from proxy.channel import SHORT, SMALL, TINY, Channel
+from proxy.files import Extent, Handle, Senders, send_now, sending
+from proxy.tls import Secured
+
+from .stretches import BODY
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many bytes went out at once, each time, of what is taken to be in memory."""
+    sent = list[int]()
+
+    def counted(descriptor: int, extent: Extent) -> int:
+        sent.append(send_now(descriptor, extent))
+        return sent[-1]
+
+    monkeypatch.setattr(sending, "is_in_memory", lambda *_: True)
+    monkeypatch.setattr(channel, "send_now", counted)
+    return sent
 
 
 class Transport:
@@ -52,29 +71,98 @@ async def test_a_file_is_sent_once_all_that_was_written_before_has_gone(
     handle = Handle(os.open(tmp_path / "file", os.O_RDONLY), len(body))
     async with contextlib.aclosing(Senders(1)) as senders:
         with near, far, contextlib.closing(handle):
-            channel = Channel(request, response, senders, 5.0)
-            sending = asyncio.create_task(channel.put(Extent(handle, 0, len(body))))
+            way = Channel(request, response, senders, 5.0)
+            putting = asyncio.create_task(way.put(Extent(handle, 0, len(body))))
             received = await asyncio.to_thread(far.recv, len(body), socket.MSG_WAITALL)
-            await sending
-            channel.close()
-            assert channel.sent == len(body)
+            await putting
+            way.close()
+            assert way.sent == len(body)
     assert received == body
     assert left
     assert max(left) <= 0, "a file was sent before what had been written"
 
 
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """The server's end of a connection, by which only little goes at once, and the client's."""
+    near, far = socket.socketpair()
+    with near, far:
+        near.setblocking(False)
+        near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * 1024)
+        yield near, far
+
+
+@pytest.mark.parametrize("size", [SHORT, SMALL // 2])
+async def test_what_of_a_stretch_does_not_go_out_at_once_comes_after_it(
+    handle: Handle, senders: Senders, pair: tuple[socket.socket, socket.socket], size: int, now: list[int]
+) -> None:
+    near, far = pair
+    request: Any = SimpleNamespace(transport=Transport(near, 0))
+    response: Any = Written(to=near)
+    way = Channel(request, response, senders, 5.0)
+    putting = asyncio.create_task(way.put(Extent(handle, 3, size)))
+    assert await asyncio.to_thread(far.recv, size, socket.MSG_WAITALL) == BODY[3 : 3 + size]
+    await putting
+    way.close()
+    assert way.sent == size
+    assert len(now) == 1
+    assert 0 < now[0] < size
+
+
+@pytest.mark.parametrize(("size", "times"), [(TINY, 0), (TINY + 1, 1), (SHORT, 1), (SHORT + 1, 0)])
+async def test_only_what_is_short_goes_out_at_once(
+    handle: Handle,
+    senders: Senders,
+    pair: tuple[socket.socket, socket.socket],
+    size: int,
+    times: int,
+    now: list[int],
+) -> None:
+    near, far = pair
+    request: Any = SimpleNamespace(transport=Transport(near, 0))
+    response: Any = Written(to=near)
+    way = Channel(request, response, senders, 5.0)
+    putting = asyncio.create_task(way.put(Extent(handle, 0, size)))
+    assert await asyncio.to_thread(far.recv, size, socket.MSG_WAITALL) == BODY[:size]
+    await putting
+    way.close()
+    assert len(now) == times
+
+
+async def test_nothing_goes_out_at_once_by_a_connection_that_is_encrypted(
+    handle: Handle, senders: Senders, now: list[int]
+) -> None:
+    class Encrypted(Secured):
+        def __init__(self) -> None:
+            """Without a session."""
+
+        def is_closing(self) -> bool:
+            return False
+
+    request: Any = SimpleNamespace(transport=Encrypted())
+    response: Any = Written()
+    response.chunked = False
+    way = Channel(request, response, senders, 5.0)
+    await way.put(Extent(handle, 0, SMALL))
+    assert response.body == BODY[:SMALL]
+    assert now == []
+
+
 class Written:
     """A response that takes what is written, or never anything."""
 
-    chunked = True
-
-    def __init__(self, *, takes: bool = True) -> None:
+    def __init__(self, *, takes: bool = True, to: socket.socket | None = None) -> None:
+        """`to`: where it goes, at once, if it is not chunked."""
+        self.chunked = to is None
         self.body = b""
         self._takes = takes
+        self._to = to
 
     async def write(self, data: bytes) -> None:
         if not self._takes:
             await asyncio.Event().wait()
+        if self._to is not None:
+            await asyncio.get_running_loop().sock_sendall(self._to, data)
         self.body += data
 
 
@@ -103,15 +191,15 @@ async def copied(disk: Disk, response: Written) -> Channel:
     extent: Any = Extent(disk, 0, SMALL + 1)  # type: ignore[arg-type]
     sent_by: Any = response
     async with contextlib.aclosing(Senders(1)) as senders:
-        channel = Channel(request, sent_by, senders, PATIENCE)
-        await channel.put(extent)
-    return channel
+        way = Channel(request, sent_by, senders, PATIENCE)
+        await way.put(extent)
+    return way
 
 
 async def test_a_disk_that_takes_its_time_is_no_client_that_does() -> None:
     response = Written()
-    channel = await copied(Disk(), response)
-    assert len(response.body) == channel.sent == SMALL + 1
+    way = await copied(Disk(), response)
+    assert len(response.body) == way.sent == SMALL + 1
 
 
 async def test_a_disk_that_times_out_is_an_error_of_the_file() -> None:

@@ -1,11 +1,14 @@
-"""What is stored is opened at once where the kernel has the way to it in memory, and else in a thread."""
+"""What is stored is opened at once where the kernel has the way to it in memory, and else in a thread.
+
+And whether what is in it can be sent at once.
+"""
 
 import errno
 import fcntl
 import os
 import re
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +82,7 @@ async def test_what_is_gone_is_looked_for_in_a_thread_and_not_there(store: Tree,
 async def test_a_file_is_opened_in_a_thread_where_the_kernel_will_not_do_it_at_once(
     store: Tree, hops: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cached, "NUMBER", 1_000_000)  # as on a kernel that does not know the call
+    monkeypatch.setattr(cached, "OPENAT2", 1_000_000)  # as on a kernel that does not know the call
     assert await opened(store) == b"body"
     assert hops == ["_open_committed"]
 
@@ -157,3 +160,64 @@ def test_what_is_mounted_further_down_is_never_opened_at_once() -> None:
             assert (opened is not None) == is_opened
             if opened is not None:
                 os.close(opened)
+
+
+PAGES = 64
+
+
+@pytest.fixture
+def pages(tmp_path: Path) -> Iterator[int]:
+    """A file of some pages, on disk and in memory, which the kernel may let go of one by one as they were written."""
+    fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    for number in range(PAGES):
+        os.pwrite(fd, os.urandom(cached.PAGE), number * cached.PAGE)
+    os.fsync(fd)
+    yield fd
+    os.close(fd)
+
+
+@pytest.fixture
+def told(pages: int) -> None:
+    """For tests that are about a kernel and a file system which can tell what is in memory."""
+    if KERNEL < (6, 5) or not cached.tells(pages) or not cached.is_in_memory(pages, 0, PAGES * cached.PAGE):
+        pytest.skip("nobody can tell here what is in memory")
+
+
+def forget(fd: int, first: int, count: int) -> None:
+    """Have the kernel keep so many pages of a file on disk only."""
+    os.posix_fadvise(fd, first * cached.PAGE, count * cached.PAGE, os.POSIX_FADV_DONTNEED)
+
+
+@pytest.mark.parametrize(("start", "count"), [(0, 1), (cached.PAGE - 1, 2), (5, PAGES * cached.PAGE - 5)])
+def test_what_was_just_written_is_in_memory(pages: int, told: None, start: int, count: int) -> None:
+    assert cached.is_in_memory(pages, start, count)
+
+
+def test_what_the_kernel_has_let_go_of_is_not_in_memory_and_neither_is_what_has_a_part_in_it(
+    pages: int, told: None
+) -> None:
+    forget(pages, PAGES // 2, 16)
+    assert not cached.is_in_memory(pages, 0, PAGES * cached.PAGE)
+    assert not cached.is_in_memory(pages, (PAGES // 2 + 1) * cached.PAGE, 1)
+    assert cached.is_in_memory(pages, 0, (PAGES // 2) * cached.PAGE)
+    assert cached.is_in_memory(pages, (PAGES // 2 + 16) * cached.PAGE, cached.PAGE)
+
+
+def test_what_lies_behind_the_end_of_a_file_is_not_in_memory(pages: int) -> None:
+    assert not cached.is_in_memory(pages, (PAGES - 1) * cached.PAGE, cached.PAGE + 1)
+
+
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.EOPNOTSUPP, errno.EIO])
+def test_what_is_on_its_way_from_the_disk_is_not_in_memory(
+    pages: int, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refusing(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "preadv", refusing)
+    assert not cached.is_in_memory(pages, 0, cached.PAGE)
+
+
+def test_on_a_kernel_that_cannot_tell_nothing_is_in_memory(pages: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cached, "CACHESTAT", 1_000_000)
+    assert not cached.is_in_memory(pages, 0, cached.PAGE)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from proxy import files
-from proxy.files import Extent, Handle, Outlet, Senders
+from proxy.files import Extent, Handle, Outlet, Senders, sending
 from proxy.files.sending import _watch
 
 from .stretches import BODY
@@ -58,6 +58,12 @@ class Clients:
 def clients() -> Iterator[Clients]:
     with contextlib.ExitStack() as stack:
         yield Clients(stack)
+
+
+@pytest.fixture
+def in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was written is in memory, whether or not this kernel can tell."""
+    monkeypatch.setattr(sending, "is_in_memory", lambda *_: True)
 
 
 async def blocked(client: Client) -> None:
@@ -196,6 +202,46 @@ async def test_what_has_to_be_read_from_the_disk_first_holds_up_nobody(
         gate.set()
         await sending
         assert await one.take(1000) == BODY[:1000]
+
+
+async def test_a_stretch_that_is_in_memory_goes_out_at_once_as_far_as_its_client_takes_it(
+    clients: Clients, handle: Handle, in_memory: None
+) -> None:
+    client = clients.one()
+    sent = files.send_now(client.near.fileno(), Extent(handle, 5, len(BODY) - 5))
+    assert 0 < sent < len(BODY) - 5
+    while more := files.send_now(client.near.fileno(), Extent(handle, 5, len(BODY) - 5).behind(sent)):
+        sent += more
+    assert await client.take(sent) == BODY[5 : 5 + sent]
+
+
+async def test_of_a_stretch_that_is_not_in_memory_nothing_goes_out_at_once(
+    clients: Clients, handle: Handle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sending, "is_in_memory", lambda *_: False)
+    client = clients.one()
+    assert files.send_now(client.near.fileno(), Extent(handle, 0, 1000)) == 0
+
+
+@pytest.mark.parametrize(
+    ("number", "raised"), [(errno.EIO, OSError), (errno.ETIMEDOUT, ConnectionError), (errno.EPIPE, ConnectionError)]
+)
+async def test_what_cannot_go_out_at_once_says_whether_it_is_the_client_or_the_file(
+    clients: Clients,
+    handle: Handle,
+    in_memory: None,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    raised: type[OSError],
+) -> None:
+    def refusing(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    client = clients.one()
+    monkeypatch.setattr(os, "sendfile", refusing)
+    with pytest.raises(raised) as caught:
+        files.send_now(client.near.fileno(), Extent(handle, 0, 1000))
+    assert isinstance(caught.value, ConnectionError) == issubclass(raised, ConnectionError)
 
 
 async def test_its_threads_and_descriptors_end_with_it() -> None:
