@@ -218,6 +218,15 @@ def test_what_is_on_its_way_from_the_disk_is_not_in_memory(
     assert not cached.is_in_memory(pages, 0, cached.PAGE)
 
 
+def test_what_is_on_its_way_from_the_disk_before_what_is_in_memory_is_not(pages: int, told: None) -> None:
+    size = PAGES * cached.PAGE
+    for _ in range(20):
+        forget(pages, 0, PAGES - 1)
+        os.posix_fadvise(pages, 0, size, os.POSIX_FADV_WILLNEED)  # as whoever reads it has it read ahead
+        if cached.is_in_memory(pages, 0, size):  # then it is, whatever has come meanwhile: from here on all comes
+            assert os.preadv(pages, [bytearray(size)], 0, os.RWF_NOWAIT) == size
+
+
 def test_on_a_kernel_that_cannot_tell_nothing_is_in_memory(pages: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cached, "CACHESTAT", 1_000_000)
     assert not cached.is_in_memory(pages, 0, cached.PAGE)
