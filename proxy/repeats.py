@@ -3,7 +3,7 @@
 The nodes of a cluster and the threads of one client ask in the very same words. To parse a request, to start a task for
 it and to render its answer takes aiohttp and us ten times as long as to find the answer (docs/performance.md): whoever
 has answered one may say how the same one is to be answered, and is asked that in place of all the rest. Whether it may
-be answered so is decided anew each time. All else goes the ordinary way.
+be answered so is decided anew in each turn of the event loop. All else goes the ordinary way.
 """
 
 from collections.abc import Callable
