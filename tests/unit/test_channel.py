@@ -88,8 +88,15 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
     near, far = socket.socketpair()
     with near, far:
         near.setblocking(False)
-        near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * 1024)
+        near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16 * 1024)
         yield near, far
+
+
+async def until(sent: list[int]) -> None:
+    """Until something has gone out at once."""
+    async with asyncio.timeout(10):
+        while not sent:  # noqa: ASYNC110  nobody tells of it
+            await asyncio.sleep(0)
 
 
 @pytest.mark.parametrize("size", [SHORT, SMALL // 2])
@@ -101,6 +108,7 @@ async def test_what_of_a_stretch_does_not_go_out_at_once_comes_after_it(
     response: Any = Written(to=near)
     way = Channel(request, response, senders, 5.0)
     putting = asyncio.create_task(way.put(Extent(handle, 3, size)))
+    await until(now)  # nobody reads before: else all of it may go
     assert await asyncio.to_thread(far.recv, size, socket.MSG_WAITALL) == BODY[3 : 3 + size]
     await putting
     way.close()
