@@ -25,7 +25,7 @@ class Standing:
         self._stands = False
 
     def __call__(self) -> bool:
-        """The answer. It takes a third of what an encore takes to find it (docs/performance.md)."""
+        """The answer. To find it took a third of what an encore took (docs/performance.md)."""
         if not self._stands and self._ask():
             self._stands = True
             asyncio.get_running_loop().call_soon(self._lapse)

@@ -15,7 +15,7 @@ class Portions:
         self._ends = False  # it is told of this turn's end
 
     async def turn(self, count: int) -> None:
-        """Wait for a turn in which so many bytes may be sent: more than a portion are as good as one, and alone."""
+        """Wait for a turn in which so many bytes may be sent: any number, as long as its portion is not used up."""
         if self._left > 0 and not self._waiting:
             self._take(count)
             return

@@ -218,13 +218,19 @@ def test_what_is_on_its_way_from_the_disk_is_not_in_memory(
     assert not cached.is_in_memory(pages, 0, cached.PAGE)
 
 
-def test_what_is_on_its_way_from_the_disk_before_what_is_in_memory_is_not(pages: int, told: None) -> None:
-    size = PAGES * cached.PAGE
-    for _ in range(20):
-        forget(pages, 0, PAGES - 1)
-        os.posix_fadvise(pages, 0, size, os.POSIX_FADV_WILLNEED)  # as whoever reads it has it read ahead
-        if cached.is_in_memory(pages, 0, size):  # then it is, whatever has come meanwhile: from here on all comes
-            assert os.preadv(pages, [bytearray(size)], 0, os.RWF_NOWAIT) == size
+@pytest.mark.parametrize("missing", range(0, PAGES * cached.PAGE, cached.STEP))
+def test_what_is_on_its_way_from_the_disk_before_what_is_in_memory_is_not(
+    pages: int, told: None, monkeypatch: pytest.MonkeyPatch, missing: int
+) -> None:
+    preadv = os.preadv
+
+    def on_its_way(fd: int, buffers: list[bytearray], offset: int, flags: int) -> int:
+        if missing <= offset < missing + cached.STEP - 1:
+            raise BlockingIOError
+        return preadv(fd, buffers, offset, flags)
+
+    monkeypatch.setattr(os, "preadv", on_its_way)
+    assert not cached.is_in_memory(pages, 0, PAGES * cached.PAGE)
 
 
 def test_on_a_kernel_that_cannot_tell_nothing_is_in_memory(pages: int, monkeypatch: pytest.MonkeyPatch) -> None:
