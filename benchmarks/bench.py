@@ -34,7 +34,7 @@ class Bench:
 
     def fail(self, what: str, error: BaseException) -> None:
         """Say that something failed, and remember it; a defect of ours is said with where it is."""
-        self.say(f"{what} failed: {str(error) or type(error).__name__}")
+        self.say("\n".join([f"{what} failed: {str(error) or type(error).__name__}", *getattr(error, "__notes__", ())]))
         if not isinstance(error, (*FAILURES, KeyboardInterrupt)):
             self.say("".join(traceback.format_exception(error)))
         self.failed.append(what)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -14,6 +15,7 @@ from pathlib import Path
 from benchmarks import usage
 
 END = 2.0  # seconds that it may take to end
+SOON = 0.1  # seconds in which one that has gone is known to have
 START = 20.0  # seconds that a server may take until it listens
 MORE = "/usr/sbin:/sbin:/usr/local/sbin"  # where Debian puts servers, which is not on everyone's PATH
 
@@ -63,6 +65,12 @@ async def process(
         try:
             await _listens(one, port, command[0])
             yield Place(f"127.0.0.1:{port}", one.pid)
+        except Exception as error:
+            with contextlib.suppress(TimeoutError):  # whom it let down may know of it first
+                await asyncio.wait_for(one.wait(), SOON)
+            if one.returncode is not None:  # nobody had told it to end
+                error.add_note(f"{command[0]} had ended with status {one.returncode}{_last_words(log)}")
+            raise
         finally:
             await _end(one)
 
@@ -73,6 +81,10 @@ async def _listens(one: asyncio.subprocess.Process, port: int, name: str) -> Non
             if one.returncode is not None:
                 raise RuntimeError(f"{name} ended with status {one.returncode} before it listened")
             await asyncio.sleep(0.01)
+
+
+def _last_words(log: Path | None) -> str:
+    return "" if log is None else ", and said: " + log.read_text(errors="replace")[-1000:]
 
 
 async def _end(one: asyncio.subprocess.Process) -> None:
@@ -109,6 +121,13 @@ async def _answers(port: int) -> bool:
 
 
 def free_port() -> int:
-    """A port that nothing listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
+    """A port that nothing listens on, and that the system gives to no outgoing connection.
+
+    Such a one could take it before the server does. And whoever looks for a server that is not there yet would find
+    itself: a connection that comes from the very port it goes to is made.
+    """
+    given = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = 10_000 + secrets.randbelow(given - 10_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port

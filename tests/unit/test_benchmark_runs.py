@@ -21,7 +21,7 @@ from benchmarks.load import middle
 from benchmarks.report import Sample
 from benchmarks.results import Results
 from benchmarks.run import run
-from benchmarks.servers import _end
+from benchmarks.servers import _end, free_port, process
 
 SERVER = """
 import os, signal, sys
@@ -163,3 +163,23 @@ async def test_a_server_that_is_told_to_end_may_tidy_up_and_is_ended_if_it_does_
     await _end(server)
     assert own.exists() == (does == "goes on")
     assert server.returncode == (0 if does == "ends" else -signal.SIGKILL)
+
+
+GONE = """
+import socket, sys
+with socket.create_server(("127.0.0.1", int(sys.argv[1]))) as listener:
+    listener.accept()[0].close()
+sys.exit("the reason")
+"""
+
+
+async def test_what_a_server_said_that_ended_by_itself_is_told_with_what_failed_for_it(
+    tmp_path: Path, bench: Bench, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.servers.SOON", 20.0)
+    port = free_port()
+    with bench.sparing(GOOD):
+        async with process([sys.executable, "-c", GONE, str(port)], port, log=tmp_path / "log"):
+            raise RuntimeError("nobody answers")
+    assert "good failed: nobody answers" in said[-1]
+    assert "status 1, and said: the reason" in said[-1]
