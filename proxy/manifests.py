@@ -77,9 +77,16 @@ class Manifests:
             record = self._tags.remembered(repository, reference)
             if record is None or self._upstreams[repository.registry].as_of is not None:
                 return None
+            if self._tags.is_due(repository, record):
+                self._refresh(repository, reference)
             reference, warning = record.digest, self._tags.stretched(repository, record)
         kept = self._cache.remembered(repository, reference)
         return None if kept is None else self._pull(repository, Served(kept, Outcome.HIT, warning))
+
+    def _refresh(self, repository: Repository, tag: Tag) -> None:
+        """Ask upstream what a tag stands for while it is still believed: who asks for it often never waits for that."""
+        if not self._revalidation.is_postponed(repository, tag):
+            _ = self._flights.start((repository, tag), lambda: self._revalidation.resolve(repository, tag))
 
     def _pull(self, repository: Repository, served: Served) -> Served:
         """Take note of a pull."""

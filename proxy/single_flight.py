@@ -19,12 +19,16 @@ class SingleFlight(Generic[Key, Value]):
 
     async def run(self, key: Key, work: Callable[[], Coroutine[Any, Any, Value]]) -> Value:
         """Join the task of `key`, or start one. A caller that is cancelled leaves the task running."""
+        return await asyncio.shield(self.start(key, work))
+
+    def start(self, key: Key, work: Callable[[], Coroutine[Any, Any, Value]]) -> "asyncio.Task[Value]":
+        """The task of `key`, which is started if there is none; nobody needs to wait for it."""
         task = self._tasks.get(key)
         if task is None:
             task = asyncio.create_task(work())
             self._tasks[key] = task
             task.add_done_callback(lambda done: self._landed(key, done))
-        return await asyncio.shield(task)
+        return task
 
     def _landed(self, key: Key, task: asyncio.Task[Value]) -> None:
         del self._tasks[key]

@@ -20,6 +20,7 @@ from proxy.upstream import Upstream
 
 IN_MEMORY = 16384
 UNRECORDED = 10_000
+SOON = 10.0  # seconds before a tag is believed no more, at most, in which upstream is asked without anybody waiting
 JUST_NOW = 1.0  # seconds for which upstream's word counts even for who wants it anew: nobody is to make a storm of that
 
 
@@ -83,6 +84,17 @@ class Tags:
             return True  # whatever the clock says
         ttl = min(ttl, JUST_NOW) if anew else ttl
         return verdict(record.checked, now, ttl) is Verdict.FRESH
+
+    def is_due(self, repository: Repository, record: TagRecord) -> bool:
+        """Whether a tag that is still believed will soon not be: whoever asks then would wait for upstream.
+
+        Not where it is believed for longer since upstream allows little more.
+        """
+        upstream = self._upstreams[repository.registry]
+        ttl = upstream.least_tag_ttl
+        if not ttl - min(ttl / 10, SOON) <= time.time() - record.checked < ttl:
+            return False
+        return not (record.is_frozen or upstream.is_sealed or upstream.tag_ttl(repository) == math.inf)
 
     def stretched(self, repository: Repository, record: TagRecord) -> str | None:
         """What to say of an answer that is older than it would be if upstream allowed more."""

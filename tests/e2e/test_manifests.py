@@ -64,7 +64,7 @@ async def test_a_head_that_finds_no_change_makes_the_tag_fresh_again(
     image = upstream.add_image(REPO, "v1")
     async with running(toml(upstream.url, more='tag_ttl = "100s"'), store) as proxy:
         clock = Clock(monkeypatch)
-        for later, requests in ((0, 1), (99, 1), (2, 2), (99, 2), (2, 3)):
+        for later, requests in ((0, 1), (89, 1), (12, 2), (89, 2), (12, 3)):
             clock.now += later
             assert (await proxy.get(TAG)).body == image.body
             assert upstream.count() == requests
@@ -81,6 +81,63 @@ class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1_800_000_000.0
         monkeypatch.setattr("proxy.tags.time", SimpleNamespace(time=lambda: self.now, monotonic=time.monotonic))
+
+
+async def test_a_tag_that_will_soon_be_stale_is_asked_about_while_it_is_served(
+    upstream: FakeRegistry, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = upstream.add_image(REPO, "v1", [b"old"])
+    async with running(toml(upstream.url, more='tag_ttl = "100s"'), store) as proxy:
+        clock = Clock(monkeypatch)
+        await proxy.get(TAG)
+        new = upstream.add_image(REPO, "v1", [b"new"])
+        clock.now += 95
+        gate = upstream.on("HEAD", manifest="v1").hang()
+        assert {(await proxy.get(TAG)).body for _ in range(3)} == {old.body}  # nobody waits
+        await gate.reached.wait()
+        gate.open()
+        await until(lambda: not len(proxy.app.manifests._flights))
+        assert asked(upstream) == ["GET v1", "HEAD v1", f"GET {new.digest}"]
+        for later in (0, 10):  # of which the second is long after the first answer has become stale
+            clock.now += later
+            assert (await proxy.get(TAG)).body == new.body
+        assert len(asked(upstream)) == 3
+
+
+async def test_while_upstream_does_not_answer_it_is_asked_ahead_once_and_nobody_is_told(
+    upstream: FakeRegistry, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = upstream.add_image(REPO, "v1")
+    async with running(toml(upstream.url, more='tag_ttl = "100s"'), store) as proxy:
+        clock = Clock(monkeypatch)
+        await proxy.get(TAG)
+        clock.now += 95
+        upstream.on("HEAD").status(429, [("Retry-After", "120")])
+        for _ in range(5):
+            answer = await proxy.get(TAG)
+            assert (answer.body, answer.header("Warning")) == (image.body, None)
+            await until(lambda: not len(proxy.app.manifests._flights))
+        assert asked(upstream) == ["GET v1", "HEAD v1"]
+        clock.now += 10
+        check_stale(await proxy.get(TAG), image, image.body)
+
+
+@pytest.mark.parametrize("more", ['freeze = ["library/*"]', "sealed = true"])
+async def test_what_does_not_become_stale_is_not_asked_about(
+    upstream: FakeRegistry, store: Path, monkeypatch: pytest.MonkeyPatch, more: str
+) -> None:
+    upstream.add_image(REPO, "v1")
+    clock = Clock(monkeypatch)
+    async with running(toml(upstream.url, more='tag_ttl = "100s"'), store) as proxy:
+        await proxy.get(TAG)
+    async with running(toml(upstream.url, more=f'tag_ttl = "100s"\n{more}'), store) as proxy:
+        ahead = list[object]()
+        monkeypatch.setattr(proxy.app.manifests, "_refresh", lambda *what: ahead.append(what))
+        await proxy.get(TAG)
+        clock.now += 95
+        assert (await proxy.get(TAG)).status == 200
+        assert ahead == []
+    assert upstream.count() == 1
 
 
 async def test_a_tag_that_moved_is_fetched_by_its_digest(upstream: FakeRegistry, store: Path) -> None:
