@@ -40,7 +40,7 @@ class Channel:
         if isinstance(piece, bytes):
             await self._write(piece)
             return
-        if TINY < piece.count <= SHORT and not self._response.chunked:
+        if TINY < piece.count <= SHORT and not (piece.grows or self._response.chunked):
             piece = await self._send_now(piece)
         if piece.count > SMALL and not self._response.chunked:
             await self._send(piece)

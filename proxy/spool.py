@@ -151,7 +151,7 @@ class Spool:
         """`count` bytes at `offset`, all of them below `readable`."""
         if self._handle is None:
             raise ValueError("the spool has no file")
-        return Extent(self._handle, offset, count)
+        return Extent(self._handle, offset, count, grows=self.end is None)
 
     async def read(self, offset: int, count: int) -> bytes:
         """Up to `count` bytes at `offset`, which must be below `readable`."""

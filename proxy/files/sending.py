@@ -34,11 +34,15 @@ _OF_THE_NETWORK = frozenset({errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNRE
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """A stretch of an open file: `count` bytes from `offset` on, all of which are there."""
+    """A stretch of an open file: `count` bytes from `offset` on, all of which are there.
+
+    `grows`: more is being written to the file, and on some file systems (XFS) whoever reads it waits for that.
+    """
 
     handle: Handle
     offset: int
     count: int
+    grows: bool = False
 
     @property
     def end(self) -> int:
@@ -47,7 +51,7 @@ class Extent:
 
     def behind(self, count: int) -> "Extent":
         """What is left of it behind so many bytes."""
-        return Extent(self.handle, self.offset + count, self.count - count)
+        return Extent(self.handle, self.offset + count, self.count - count, self.grows)
 
 
 def send_now(descriptor: int, extent: Extent) -> int:

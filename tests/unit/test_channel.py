@@ -137,6 +137,20 @@ async def test_only_what_is_short_goes_out_at_once(
     assert len(now) == times
 
 
+async def test_nothing_of_a_file_that_is_being_written_goes_out_at_once(
+    handle: Handle, senders: Senders, pair: tuple[socket.socket, socket.socket], now: list[int]
+) -> None:
+    near, far = pair
+    request: Any = SimpleNamespace(transport=Transport(near, 0))
+    response: Any = Written(to=near)
+    way = Channel(request, response, senders, 5.0)
+    putting = asyncio.create_task(way.put(Extent(handle, 0, SHORT, grows=True)))
+    assert await asyncio.to_thread(far.recv, SHORT, socket.MSG_WAITALL) == BODY[:SHORT]
+    await putting
+    way.close()
+    assert now == []
+
+
 async def test_nothing_goes_out_at_once_by_a_connection_that_is_encrypted(
     handle: Handle, senders: Senders, now: list[int]
 ) -> None:
