@@ -84,9 +84,16 @@ class Manifests:
         return None if kept is None else self._pull(repository, Served(kept, Outcome.HIT, warning))
 
     def _refresh(self, repository: Repository, tag: Tag) -> None:
-        """Ask upstream what a tag stands for while it is still believed: who asks for it often never waits for that."""
+        """Find out what a tag stands for while it is still believed: who asks for it often never waits for that."""
         if not self._revalidation.is_postponed(repository, tag):
-            _ = self._flights.start((repository, tag), lambda: self._revalidation.resolve(repository, tag))
+            _ = self._flights.start((repository, tag), lambda: self._ask_ahead(repository, tag))
+
+    async def _ask_ahead(self, repository: Repository, tag: Tag) -> Served:
+        record = await self._tags.found_elsewhere(repository, tag)
+        cached = None if record is None else await self._cache.get(repository, record.digest)
+        if cached is not None:
+            return Served(cached, Outcome.HIT)
+        return await self._revalidation.resolve(repository, tag)
 
     def _pull(self, repository: Repository, served: Served) -> Served:
         """Take note of a pull."""

@@ -56,6 +56,15 @@ class Tags:
         self._memory[repository, tag] = record
         return record
 
+    async def found_elsewhere(self, repository: Repository, tag: Tag) -> TagRecord | None:
+        """What another process has found that a tag stands for, and is not due either. Raises OSError."""
+        record = await self.recorded(repository, tag)
+        is_news = record is not None and self._is_believed(repository, record, anew=False)
+        if record is None or not is_news or self.is_due(repository, record):
+            return None
+        self._memory[repository, tag] = record
+        return record
+
     async def recorded(self, repository: Repository, tag: Tag) -> TagRecord | None:
         """What a tag stood for when upstream was last asked, however long ago. Raises OSError."""
         return await self._repositories.tag(repository, tag)

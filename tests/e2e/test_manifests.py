@@ -104,6 +104,26 @@ async def test_a_tag_that_will_soon_be_stale_is_asked_about_while_it_is_served(
         assert len(asked(upstream)) == 3
 
 
+async def test_what_another_process_has_found_out_ahead_is_not_asked_again(
+    upstream: FakeRegistry, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upstream.add_image(REPO, "v1", [b"old"])
+    text = toml(upstream.url, more='tag_ttl = "100s"')
+    async with running(text, store) as proxy, running(text, store, alone=False) as other:
+        clock = Clock(monkeypatch)
+        await proxy.get(TAG)
+        await other.get(TAG)
+        new = upstream.add_image(REPO, "v1", [b"new"])
+        clock.now += 95
+        for one in (proxy, other):
+            await one.get(TAG)
+            await until(lambda one=one: not len(one.app.manifests._flights))  # type: ignore[misc]
+        assert asked(upstream) == ["GET v1", "HEAD v1", f"GET {new.digest}"]
+        clock.now += 10
+        assert {(await one.get(TAG)).body for one in (proxy, other)} == {new.body}
+        assert len(asked(upstream)) == 3
+
+
 async def test_while_upstream_does_not_answer_it_is_asked_ahead_once_and_nobody_is_told(
     upstream: FakeRegistry, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
