@@ -103,7 +103,7 @@ class Tags:
         ttl = upstream.least_tag_ttl
         if not ttl - min(ttl / 10, SOON) <= time.time() - record.checked < ttl:
             return False
-        return not (record.is_frozen or upstream.is_sealed or upstream.tag_ttl(repository) == math.inf)
+        return not record.is_frozen and not upstream.is_sealed and upstream.tag_ttl(repository) <= ttl
 
     def stretched(self, repository: Repository, record: TagRecord) -> str | None:
         """What to say of an answer that is older than it would be if upstream allowed more."""

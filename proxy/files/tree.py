@@ -1,5 +1,6 @@
 """The store's directory: files read, written whole, looked over and evicted."""
 
+import asyncio
 import contextlib
 import errno
 import fcntl
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 
 import aiofiles
 
-from proxy.files.calls import COMMITTED, GROWING, Handle, as_handle, close_fd, closed_on_error, hop, try_lock
+from proxy.files.calls import COMMITTED, GROWING, Handle, as_handle, close_fd, closed_on_error, hop, outlast, try_lock
 from proxy.files.rooted import ABSENT, DIRECTORY, FILE, is_ours, raise_if_exhausted
 from proxy.files.spools import Spools
 
@@ -56,6 +57,11 @@ class Tree(Spools):
 
     async def read(self, key: str, limit: int) -> bytes | None:
         """A whole small file; None if there is none, it is not ours, or it is longer than `limit` bytes."""
+        reading = asyncio.create_task(self._read(key, limit))
+        await outlast(reading)  # a file that is opened for somebody who has been cancelled would be closed by nobody
+        return reading.result()
+
+    async def _read(self, key: str, limit: int) -> bytes | None:
         try:
             async with aiofiles.open(key, "rb", opener=self._opener) as file:
                 body = await file.read(limit + 1)

@@ -14,6 +14,7 @@ from proxy.oci.ratelimit import DAY, State
 
 from .harness import DEADLINE, Proxy, running, serving, toml
 from .raw_client import RawAnswer
+from .test_manifests import Clock
 from .upstream import FakeRegistry
 
 REPO = "library/app"
@@ -125,6 +126,20 @@ async def test_as_little_is_left_tags_are_believed_for_longer_and_it_is_said(
         assert got.body == image.body
         assert "allows little more" in (got.header("Warning") or "")
         assert upstream.count() == before
+
+
+async def test_where_little_is_left_no_tag_is_asked_about_ahead(
+    upstream: FakeRegistry, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upstream.add_image(REPO, "v1")
+    allow(upstream, 100, 20)
+    async with running(toml(upstream.url, more='tag_ttl = "100s"'), store) as proxy:
+        clock, ahead = Clock(monkeypatch), list[object]()
+        await proxy.get(tag("v1"))
+        monkeypatch.setattr(proxy.app.manifests, "_refresh", lambda *what: ahead.append(what))
+        clock.now += 95
+        assert (await proxy.get(tag("v1"))).status == 200
+    assert ahead == []
 
 
 async def test_what_is_left_is_kept_for_what_is_not_cached(upstream: FakeRegistry, store: Path) -> None:

@@ -312,6 +312,29 @@ async def test_only_what_the_disk_took_is_hashed(tree: Tree, monkeypatch: pytest
     await closed(writer, handle)
 
 
+async def test_a_file_that_is_read_for_somebody_who_is_cancelled_is_closed(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await tree.write("some/file", b"body")
+    before, opening, gate, opener = await files.count_descriptors(), asyncio.Event(), threading.Event(), tree._opener
+    loop = asyncio.get_running_loop()
+
+    def slow(key: str, flags: int) -> int:
+        loop.call_soon_threadsafe(opening.set)
+        gate.wait(10)
+        return opener(key, flags)
+
+    monkeypatch.setattr(tree, "_opener", slow)
+    reading = asyncio.create_task(tree.read("some/file", 10))
+    await opening.wait()
+    reading.cancel()
+    gate.set()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    gc.collect()  # what nobody has closed warns of that
+    assert await files.count_descriptors() == before
+
+
 async def test_who_is_cancelled_waits_for_the_thread_that_works_for_it() -> None:
     began, go_on, ended = threading.Event(), threading.Event(), threading.Event()
 
