@@ -41,6 +41,7 @@ class Manifests:
         pins = repositories if keep_deleted else None
         self._revalidation = Revalidation(upstreams, self._cache, self._tags, pins, log)
         self._flights: SingleFlight[tuple[Repository, Reference], Served] = SingleFlight()
+        self._ahead: SingleFlight[tuple[Repository, Tag], None] = SingleFlight()
         self._pulled: set[tuple[Repository, Digest]] = set()  # since the last note_uses()
 
     def tell(self, came: Callable[[Repository, Manifest], None]) -> None:
@@ -49,6 +50,7 @@ class Manifests:
 
     async def aclose(self) -> None:
         """Give up what is in flight."""
+        await self._ahead.aclose()
         await self._flights.aclose()
 
     def forget(self) -> None:
@@ -86,14 +88,13 @@ class Manifests:
     def _refresh(self, repository: Repository, tag: Tag) -> None:
         """Find out what a tag stands for while it is still believed: who asks for it often never waits for that."""
         if not self._revalidation.is_postponed(repository, tag):
-            _ = self._flights.start((repository, tag), lambda: self._ask_ahead(repository, tag))
+            _ = self._ahead.start((repository, tag), lambda: self._ask_ahead(repository, tag))
 
-    async def _ask_ahead(self, repository: Repository, tag: Tag) -> Served:
+    async def _ask_ahead(self, repository: Repository, tag: Tag) -> None:
+        """Who wants it anew may join the question to upstream, but not the look at what another process has found."""
         record = await self._tags.found_elsewhere(repository, tag)
-        cached = None if record is None else await self._cache.get(repository, record.digest)
-        if cached is not None:
-            return Served(cached, Outcome.HIT)
-        return await self._revalidation.resolve(repository, tag)
+        if record is None or await self._cache.get(repository, record.digest) is None:
+            await self._flights.run((repository, tag), lambda: self._revalidation.resolve(repository, tag))
 
     def _pull(self, repository: Repository, served: Served) -> Served:
         """Take note of a pull."""

@@ -58,11 +58,12 @@ class Tags:
 
     async def found_elsewhere(self, repository: Repository, tag: Tag) -> TagRecord | None:
         """What another process has found that a tag stands for, and is not due either. Raises OSError."""
+        known = self._memory.get((repository, tag))
         record = await self.recorded(repository, tag)
-        is_news = record is not None and self._is_believed(repository, record, anew=False)
-        if record is None or not is_news or self.is_due(repository, record):
+        if record is None or not self._is_believed(repository, record, anew=False) or self.is_due(repository, record):
             return None
-        self._memory[repository, tag] = record
+        if self._memory.get((repository, tag)) is known:  # else this process has heard of it meanwhile
+            self._memory[repository, tag] = record
         return record
 
     async def recorded(self, repository: Repository, tag: Tag) -> TagRecord | None:

@@ -9,6 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from proxy.oci.reference import Repository, Tag
+from proxy.stores.base import TagRecord
+
 from .harness import DEADLINE, Proxy, running, toml, until
 from .raw_client import RawAnswer
 from .upstream import OCI_INDEX, OCI_MANIFEST, FakeRegistry, Image, Rule, digest_of
@@ -83,6 +86,11 @@ class Clock:
         monkeypatch.setattr("proxy.tags.time", SimpleNamespace(time=lambda: self.now, monotonic=time.monotonic))
 
 
+async def asked_ahead(proxy: Proxy) -> None:
+    """Wait until what is asked about while it is served has been."""
+    await until(lambda: not len(proxy.app.manifests._ahead))
+
+
 async def test_a_tag_that_will_soon_be_stale_is_asked_about_while_it_is_served(
     upstream: FakeRegistry, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,7 +104,7 @@ async def test_a_tag_that_will_soon_be_stale_is_asked_about_while_it_is_served(
         assert {(await proxy.get(TAG)).body for _ in range(3)} == {old.body}  # nobody waits
         await gate.reached.wait()
         gate.open()
-        await until(lambda: not len(proxy.app.manifests._flights))
+        await asked_ahead(proxy)
         assert asked(upstream) == ["GET v1", "HEAD v1", f"GET {new.digest}"]
         for later in (0, 10):  # of which the second is long after the first answer has become stale
             clock.now += later
@@ -117,11 +125,53 @@ async def test_what_another_process_has_found_out_ahead_is_not_asked_again(
         clock.now += 95
         for one in (proxy, other):
             await one.get(TAG)
-            await until(lambda one=one: not len(one.app.manifests._flights))  # type: ignore[misc]
+            await asked_ahead(one)
         assert asked(upstream) == ["GET v1", "HEAD v1", f"GET {new.digest}"]
         clock.now += 10
         assert {(await one.get(TAG)).body for one in (proxy, other)} == {new.body}
         assert len(asked(upstream)) == 3
+
+
+@pytest.mark.parametrize("status", [200, 404])
+async def test_who_wants_a_tag_anew_is_not_told_what_another_process_has_found(
+    upstream: FakeRegistry, store: Path, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    old = upstream.add_image(REPO, "v1", [b"old"])
+    text, anew = toml(upstream.url, more='tag_ttl = "100s"'), {"Cache-Control": "no-cache"}
+    async with running(text, store) as proxy, running(text, store, alone=False) as other:
+        clock = Clock(monkeypatch)
+        await proxy.get(TAG)
+        clock.now += 50
+        await other.get(TAG, anew)
+        upstream.add_image(REPO, "v1", [b"new"])
+        if status != 200:
+            upstream.on(manifest="v1").status(status)
+        clock.now += 45
+        look = Look(proxy, monkeypatch)
+        assert (await proxy.get(TAG)).body == old.body
+        await look.begun.wait()
+        answers = [await proxy.get(TAG, anew)]
+        look.may_end.set()
+        await asked_ahead(proxy)
+        answers.append(await proxy.get(TAG))
+        assert [answer.status for answer in answers] == [status, status]
+        assert old.body not in {answer.body for answer in answers}
+
+
+class Look:
+    """The first look at what other processes have recorded of a tag: it takes until it is told to end."""
+
+    def __init__(self, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun, self.may_end = asyncio.Event(), asyncio.Event()
+        self._recorded = proxy.app.manifests._tags.recorded
+        monkeypatch.setattr(proxy.app.manifests._tags, "recorded", self._look)
+
+    async def _look(self, repository: Repository, tag: Tag) -> TagRecord | None:
+        record, is_first = await self._recorded(repository, tag), not self.begun.is_set()
+        self.begun.set()
+        if is_first:
+            await self.may_end.wait()
+        return record
 
 
 async def test_while_upstream_does_not_answer_it_is_asked_ahead_once_and_nobody_is_told(
@@ -136,7 +186,7 @@ async def test_while_upstream_does_not_answer_it_is_asked_ahead_once_and_nobody_
         for _ in range(5):
             answer = await proxy.get(TAG)
             assert (answer.body, answer.header("Warning")) == (image.body, None)
-            await until(lambda: not len(proxy.app.manifests._flights))
+            await asked_ahead(proxy)
         assert asked(upstream) == ["GET v1", "HEAD v1"]
         clock.now += 10
         check_stale(await proxy.get(TAG), image, image.body)
