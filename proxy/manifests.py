@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Mapping
 
+from cachetools import LRUCache
+
 from proxy.eviction import Space
 from proxy.manifest_cache import ManifestCache
 from proxy.oci.digest import Digest
@@ -10,8 +12,8 @@ from proxy.oci.reference import Reference, Repository, Tag
 from proxy.permissions import Sizes
 from proxy.revalidation import Revalidation, Served
 from proxy.single_flight import SingleFlight
-from proxy.stores.base import BlobStore, RepositoryStore
-from proxy.tags import Tags
+from proxy.stores.base import BlobStore, RepositoryStore, TagRecord
+from proxy.tags import IN_MEMORY, Tags
 from proxy.telemetry import Logger, Outcome
 from proxy.upstream import Upstream
 
@@ -42,6 +44,7 @@ class Manifests:
         self._revalidation = Revalidation(upstreams, self._cache, self._tags, pins, log)
         self._flights: SingleFlight[tuple[Repository, Reference], Served] = SingleFlight()
         self._ahead: SingleFlight[tuple[Repository, Tag], None] = SingleFlight()
+        self._asked_ahead: LRUCache[tuple[Repository, Tag], TagRecord] = LRUCache(IN_MEMORY)  # what each was then
         self._pulled: set[tuple[Repository, Digest]] = set()  # since the last note_uses()
 
     def tell(self, came: Callable[[Repository, Manifest], None]) -> None:
@@ -80,14 +83,18 @@ class Manifests:
             if record is None or self._upstreams[repository.registry].as_of is not None:
                 return None
             if self._tags.is_due(repository, record):
-                self._refresh(repository, reference)
+                self._refresh(repository, reference, record)
             reference, warning = record.digest, self._tags.stretched(repository, record)
         kept = self._cache.remembered(repository, reference)
         return None if kept is None else self._pull(repository, Served(kept, Outcome.HIT, warning))
 
-    def _refresh(self, repository: Repository, tag: Tag) -> None:
-        """Find out what a tag stands for while it is still believed: who asks for it often never waits for that."""
-        if not self._revalidation.is_postponed(repository, tag):
+    def _refresh(self, repository: Repository, tag: Tag, record: TagRecord) -> None:
+        """Find out what a tag stands for while it is still believed: who asks for it often never waits for that.
+
+        Once: should it fail, whoever asks when the tag is stale is told why.
+        """
+        if self._asked_ahead.get((repository, tag)) != record:
+            self._asked_ahead[repository, tag] = record
             _ = self._ahead.start((repository, tag), lambda: self._ask_ahead(repository, tag))
 
     async def _ask_ahead(self, repository: Repository, tag: Tag) -> None:

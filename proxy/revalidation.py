@@ -68,23 +68,15 @@ class Revalidation:
         if missing is not None:
             raise OciError(missing.problem, missing.message)
 
-    def is_postponed(self, repository: Repository, tag: Tag) -> bool:
-        """Whether upstream has just failed to answer for a tag, and is not to be asked again yet."""
-        return self._failure(repository, tag) is not None
-
-    def _failure(self, repository: Repository, tag: Tag) -> OciError | None:
-        until, error = self._postponed.get((repository, tag), (0.0, None))
-        return error if time.monotonic() < until else None
-
     async def resolve(self, repository: Repository, tag: Tag) -> Served:
         """Find out what a tag stands for now."""
         record = await self._tags.recorded(repository, tag)
         cached = None if record is None else await self._cache.get(repository, record.digest)
         if record is None or cached is None:
             return await self._settle(repository, tag, record)
-        postponed = self._failure(repository, tag)
-        if postponed is not None:
-            return self._stale(repository, cached, record, postponed)
+        postponed = self._postponed.get((repository, tag))
+        if postponed is not None and time.monotonic() < postponed[0]:
+            return self._stale(repository, cached, record, postponed[1])
         try:
             return await self._revalidate(repository, tag, record, cached)
         except OciError as error:

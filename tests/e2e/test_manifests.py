@@ -1,11 +1,13 @@
 """Manifests: digests are immutable, tags are revalidated, and what is cached outlives an outage."""
 
 import asyncio
+import errno
 import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -174,15 +176,17 @@ class Look:
         return record
 
 
+@pytest.mark.parametrize(("status", "headers"), [(429, [("Retry-After", "120")]), (503, [])])
 async def test_while_upstream_does_not_answer_it_is_asked_ahead_once_and_nobody_is_told(
-    upstream: FakeRegistry, store: Path, monkeypatch: pytest.MonkeyPatch
+    upstream: FakeRegistry, store: Path, monkeypatch: pytest.MonkeyPatch, status: int, headers: list[tuple[str, str]]
 ) -> None:
     image = upstream.add_image(REPO, "v1")
+    monkeypatch.setattr("proxy.revalidation.POSTPONEMENT", 0.0)  # another second has gone by
     async with running(toml(upstream.url, more='tag_ttl = "100s"'), store) as proxy:
         clock = Clock(monkeypatch)
         await proxy.get(TAG)
         clock.now += 95
-        upstream.on("HEAD").status(429, [("Retry-After", "120")])
+        upstream.on("HEAD").status(status, headers)
         for _ in range(5):
             answer = await proxy.get(TAG)
             assert (answer.body, answer.header("Warning")) == (image.body, None)
@@ -190,6 +194,23 @@ async def test_while_upstream_does_not_answer_it_is_asked_ahead_once_and_nobody_
         assert asked(upstream) == ["GET v1", "HEAD v1"]
         clock.now += 10
         check_stale(await proxy.get(TAG), image, image.body)
+
+
+async def test_while_the_disk_does_not_let_go_of_a_tag_upstream_is_asked_ahead_once(
+    upstream: FakeRegistry, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upstream.add_image(REPO, "v1")
+    async with running(toml(upstream.url, more='tag_ttl = "100s"'), store) as proxy:
+        clock = Clock(monkeypatch)
+        await proxy.get(TAG)
+        clock.now += 95
+        upstream.on("HEAD").status(404)
+        repositories = proxy.app.manifests._repositories
+        monkeypatch.setattr(repositories, "drop_tag", AsyncMock(side_effect=OSError(errno.EROFS, "read-only")))
+        for _ in range(10):
+            await proxy.get(TAG)
+            await asked_ahead(proxy)
+        assert asked(upstream) == ["GET v1", "HEAD v1"]
 
 
 @pytest.mark.parametrize("more", ['freeze = ["library/*"]', "sealed = true"])
