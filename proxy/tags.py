@@ -98,13 +98,15 @@ class Tags:
     def is_due(self, repository: Repository, record: TagRecord) -> bool:
         """Whether a tag that is still believed will soon not be: whoever asks then would wait for upstream.
 
-        Not where it is believed for longer since upstream allows little more.
+        Not where it is believed for longer since upstream allows little more, nor where the question may be a pull.
         """
         upstream = self._upstreams[repository.registry]
         ttl = upstream.least_tag_ttl
         if not ttl - min(ttl / 10, SOON) <= time.time() - record.checked < ttl:
             return False
-        return not record.is_frozen and not upstream.is_sealed and upstream.tag_ttl(repository) <= ttl
+        if record.is_frozen or upstream.is_sealed or upstream.refuses_head(repository):
+            return False
+        return upstream.tag_ttl(repository) <= ttl
 
     def stretched(self, repository: Repository, record: TagRecord) -> str | None:
         """What to say of an answer that is older than it would be if upstream allowed more."""

@@ -137,7 +137,7 @@ class Upstream:
         A registry that will not answer a HEAD says nothing: the digest is unknown then, and a GET has to tell. If that
         is answered, no HEAD is sent there for an hour: after a 401 each would cost a token.
         """
-        if self._no_head.get(("manifests", repository)):
+        if self.refuses_head(repository):
             return ManifestHead(None)
         ask = Ask(
             "HEAD", repository, self._url(repository, f"manifests/{reference}"), Problem.MANIFEST_UNKNOWN,
@@ -151,6 +151,10 @@ class Upstream:
             return ManifestHead(None)
         self._no_head.pop(("manifests", repository), None)
         return ManifestHead(self._claimed(response.headers.get("Docker-Content-Digest")))
+
+    def refuses_head(self, repository: Repository) -> bool:
+        """Whether only a GET can tell what a tag stands for, which may count as a pull."""
+        return self._no_head.get(("manifests", repository), False)
 
     async def manifest(self, repository: Repository, reference: Reference, *, fallback: bool) -> Manifest:
         """Fetch a manifest whole, and check it: against its digest, its header's digest, its media type.

@@ -213,6 +213,21 @@ async def test_while_the_disk_does_not_let_go_of_a_tag_upstream_is_asked_ahead_o
         assert asked(upstream) == ["GET v1", "HEAD v1"]
 
 
+async def test_a_registry_that_allows_no_head_is_not_asked_ahead_since_a_get_is_a_pull(
+    upstream: FakeRegistry, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upstream.add_image(REPO, "v1")
+    upstream.on("HEAD").status(405)
+    async with running(toml(upstream.url, more='tag_ttl = "100s"'), store) as proxy:
+        clock = Clock(monkeypatch)
+        for later, gets in ((0, 1), (101, 2), (95, 2), (10, 3)):
+            clock.now += later
+            assert (await proxy.get(TAG)).status == 200
+            await asked_ahead(proxy)
+            assert upstream.count("GET") == gets
+    assert upstream.count("HEAD") == 1
+
+
 @pytest.mark.parametrize("more", ['freeze = ["library/*"]', "sealed = true"])
 async def test_what_does_not_become_stale_is_not_asked_about(
     upstream: FakeRegistry, store: Path, monkeypatch: pytest.MonkeyPatch, more: str
