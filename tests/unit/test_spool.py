@@ -226,3 +226,14 @@ async def test_readers_hear_of_little_after_a_moment_and_of_much_at_once(
     assert await waiting(reader)
     spool.advance(6 + STRETCH)
     assert await reader == 5 + STRETCH
+
+
+async def test_what_is_being_written_is_said_to_grow_until_it_ends(spool: Spool, handle: Handle) -> None:
+    spool.open(handle, len(DATA))
+    spool.join()
+    spool.advance(len(DATA))
+    growing = spool.extent(0, 10)
+    assert (growing.grows, growing.behind(4).grows) == (True, True)
+    spool.finish(End.VERIFIED)
+    assert not spool.extent(0, 10).grows
+    spool.leave()
