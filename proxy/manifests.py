@@ -17,6 +17,7 @@ from proxy.tags import IN_MEMORY, Tags
 from proxy.telemetry import Logger, Outcome
 from proxy.upstream import Upstream
 
+AT_ONCE = 8  # tags that are asked about ahead: those whose clients wait for upstream are not to be behind them all
 MOST_PARTS = 256  # of a manifest that are counted as used with it; layers of a real image are half as many
 
 
@@ -93,7 +94,7 @@ class Manifests:
 
         Once: should it fail, whoever asks when the tag is stale is told why.
         """
-        if self._asked_ahead.get((repository, tag)) != record:
+        if len(self._ahead) < AT_ONCE and self._asked_ahead.get((repository, tag)) != record:
             self._asked_ahead[repository, tag] = record
             _ = self._ahead.start((repository, tag), lambda: self._ask_ahead(repository, tag))
 

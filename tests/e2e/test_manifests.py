@@ -11,6 +11,7 @@ from unittest.mock import AsyncMock
 
 import pytest
 
+from proxy.manifests import AT_ONCE
 from proxy.oci.reference import Repository, Tag
 from proxy.stores.base import TagRecord
 
@@ -226,6 +227,29 @@ async def test_a_registry_that_allows_no_head_is_not_asked_ahead_since_a_get_is_
             await asked_ahead(proxy)
             assert upstream.count("GET") == gets
     assert upstream.count("HEAD") == 1
+
+
+async def test_of_many_tags_few_are_asked_about_ahead_at_once_and_who_waits_is_not_behind_them_all(
+    upstream: FakeRegistry, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tags = [f"v{number}" for number in range(AT_ONCE + 4)]
+    for name in tags:
+        upstream.add_image(REPO, name)
+    async with running(toml(upstream.url, more='tag_ttl = "100s"'), store) as proxy:
+        clock = Clock(monkeypatch)
+        for name in tags:
+            await proxy.get(f"/v2/{REPO}/manifests/{name}")
+        clock.now += 95
+        gate = upstream.on("HEAD").hang()
+        for name in tags:
+            assert (await proxy.get(f"/v2/{REPO}/manifests/{name}")).status == 200
+        assert len(proxy.app.manifests._ahead) == AT_ONCE
+        gate.open()
+        await asked_ahead(proxy)
+        for name in tags:
+            await proxy.get(f"/v2/{REPO}/manifests/{name}")
+            await asked_ahead(proxy)
+        assert sorted(asked(upstream)[len(tags) :]) == sorted(f"HEAD {name}" for name in tags)
 
 
 @pytest.mark.parametrize("more", ['freeze = ["library/*"]', "sealed = true"])
