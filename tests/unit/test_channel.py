@@ -5,7 +5,7 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -92,27 +92,39 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield near, far
 
 
-async def until(sent: list[int]) -> None:
+async def until(now: list[int]) -> None:
     """Until something has gone out at once."""
     async with asyncio.timeout(10):
-        while not sent:  # noqa: ASYNC110  nobody tells of it
+        while not now:  # noqa: ASYNC110  nobody tells of it
             await asyncio.sleep(0)
+
+
+async def sent(
+    pair: tuple[socket.socket, socket.socket],
+    senders: Senders,
+    extent: Extent,
+    before: Coroutine[Any, Any, None] | None = None,
+) -> None:
+    """Send a stretch of BODY to a client that reads all of it, after something that it waits for."""
+    near, far = pair
+    request: Any = SimpleNamespace(transport=Transport(near, 0))
+    response: Any = Written(to=near)
+    way = Channel(request, response, senders, 5.0)
+    putting = asyncio.create_task(way.put(extent))
+    if before is not None:
+        await before
+    received = await asyncio.to_thread(far.recv, extent.count, socket.MSG_WAITALL)
+    await putting
+    way.close()
+    assert received == BODY[extent.offset : extent.end]
+    assert way.sent == extent.count
 
 
 @pytest.mark.parametrize("size", [SHORT, SMALL // 2])
 async def test_what_of_a_stretch_does_not_go_out_at_once_comes_after_it(
     handle: Handle, senders: Senders, pair: tuple[socket.socket, socket.socket], size: int, now: list[int]
 ) -> None:
-    near, far = pair
-    request: Any = SimpleNamespace(transport=Transport(near, 0))
-    response: Any = Written(to=near)
-    way = Channel(request, response, senders, 5.0)
-    putting = asyncio.create_task(way.put(Extent(handle, 3, size)))
-    await until(now)  # nobody reads before: else all of it may go
-    assert await asyncio.to_thread(far.recv, size, socket.MSG_WAITALL) == BODY[3 : 3 + size]
-    await putting
-    way.close()
-    assert way.sent == size
+    await sent(pair, senders, Extent(handle, 3, size), until(now))  # nobody reads before: else all of it may go
     assert len(now) == 1
     assert 0 < now[0] < size
 
@@ -126,28 +138,14 @@ async def test_only_what_is_short_goes_out_at_once(
     times: int,
     now: list[int],
 ) -> None:
-    near, far = pair
-    request: Any = SimpleNamespace(transport=Transport(near, 0))
-    response: Any = Written(to=near)
-    way = Channel(request, response, senders, 5.0)
-    putting = asyncio.create_task(way.put(Extent(handle, 0, size)))
-    assert await asyncio.to_thread(far.recv, size, socket.MSG_WAITALL) == BODY[:size]
-    await putting
-    way.close()
+    await sent(pair, senders, Extent(handle, 0, size))
     assert len(now) == times
 
 
 async def test_nothing_of_a_file_that_is_being_written_goes_out_at_once(
     handle: Handle, senders: Senders, pair: tuple[socket.socket, socket.socket], now: list[int]
 ) -> None:
-    near, far = pair
-    request: Any = SimpleNamespace(transport=Transport(near, 0))
-    response: Any = Written(to=near)
-    way = Channel(request, response, senders, 5.0)
-    putting = asyncio.create_task(way.put(Extent(handle, 0, SHORT, grows=True)))
-    assert await asyncio.to_thread(far.recv, SHORT, socket.MSG_WAITALL) == BODY[:SHORT]
-    await putting
-    way.close()
+    await sent(pair, senders, Extent(handle, 0, SHORT, grows=True))
     assert now == []
 
 
