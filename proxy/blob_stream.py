@@ -4,10 +4,12 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
+from functools import partial
 
 import aiohttp
 
-from proxy.files import Handle, Inlet, hop
+from proxy.files import Handle, Inlet, hop_to
 from proxy.oci.byterange import parse_content_range
 from proxy.turns import Turn
 
@@ -62,11 +64,13 @@ class Rest:
         self._watch = watch
         self._received = received
 
-    async def pour(self, handle: Handle, offset: int, most: int, wrote: Callable[[int], None]) -> None:
+    async def pour(
+        self, threads: Executor, handle: Handle, offset: int, most: int, wrote: Callable[[int], None]
+    ) -> None:
         """Write at most so many bytes from an offset on: whatever has come since, at least one.
 
-        `wrote` is told in a thread where what is written ends, also of what came before a break. Raises Interrupted,
-        OSError of the file.
+        `wrote` is told in one of the threads where what is written ends, also of what came before a break. Raises
+        Interrupted, OSError of the file.
         """
         end, waited, began = offset, 0.0, time.monotonic()
 
@@ -77,7 +81,8 @@ class Rest:
 
         try:
             while end == offset:
-                waited += await hop(self._inlet.draw, handle.fd, offset, min(most, self.left), told)
+                draw = partial(self._inlet.draw, handle.fd, offset, min(most, self.left), told)
+                waited += await hop_to(threads, draw)
                 if end == offset and self._inlet.is_over:
                     raise Interrupted("the body ended early")
                 if end == offset:

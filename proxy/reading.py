@@ -183,8 +183,8 @@ class ComingBlob:
             if readable <= offset:
                 break
             until = readable if stop is None else min(readable, stop)
-            if self._spool.end is None and offset < until - 1:
-                until -= 1  # the last by itself: should the disk fail meanwhile, what was sent may be wrong
+            if self._spool.end is None and offset < until - 1 and until in {stop, self._spool.size}:
+                until -= 1  # the very last by itself: should the disk fail meanwhile, what was sent may be wrong
             yield self._spool.extent(offset, until - offset)
             offset = until
         if self._spool.end is End.FAILED and (stop is None or offset < stop):

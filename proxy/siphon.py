@@ -1,19 +1,23 @@
 """The rest of a blob that comes fast by a plain connection: from there into its file, and hashed behind that."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 
 from proxy import files
 from proxy.blob_stream import Rest
-from proxy.tee import STRIDE, Growth
+from proxy.tee import Growth
 
-LAG = 32 * 1024 * 1024  # bytes that may be written and not hashed: memory of the system's, and none of this process
+LAG = 64 * 1024 * 1024  # bytes that may be written and not hashed: memory of the system's, and none of this process
+STRIDE = 4 * 1024 * 1024  # bytes after which the loop is told that more is written ...
+PAUSE = 0.01  # ... or seconds: each time it has to be woken, and waits for the interpreter
 
 
 class Siphon:
     """As a Tee, but nothing passes through this process: what is hashed is read back from the file.
 
-    Two threads are at it at most, one that writes and one that hashes: at memory speed hashing takes as long as all the
+    It has two threads of its own, one that writes and one that hashes: at memory speed hashing takes as long as all the
     rest. What is announced is written; what a growth has `done` is hashed as well, and the same once this is over.
     """
 
@@ -22,8 +26,10 @@ class Siphon:
         self._growth = growth
         self._announce = announce
         self._loop = asyncio.get_running_loop()
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="siphon")
         self._written = self._told = growth.done
-        self._is_over = False
+        self._told_at = time.monotonic()
+        self._is_over = self._is_cancelled = False
         self._moved = asyncio.Event()  # set when something was written or hashed, or never will be again
 
     async def run(self, rest: Rest, room: Callable[[int], Awaitable[int]]) -> None:
@@ -40,10 +46,10 @@ class Siphon:
                     continue
                 self._growth.keep_synced()
                 most = min(most, await room(self._written))
-                await rest.pour(self._growth.writer, self._written, most, self._wrote)
+                await rest.pour(self._threads, self._growth.writer, self._written, most, self._wrote)
                 self._progressed()
         except asyncio.CancelledError:
-            hashing.cancel()  # whoever goes on with the file hashes it anew
+            self._is_cancelled = hashing.cancel()  # whoever goes on with the file hashes it anew
             raise
         finally:
             self._is_over = True
@@ -51,6 +57,7 @@ class Siphon:
             try:  # whoever is cancelled closes the file next: nothing is to be at it by then
                 await files.outlast(hashing, *self._growth.syncing)
             finally:
+                self._threads.shutdown(wait=False)
                 self._raise_from(hashing)
 
     def _raise_from(self, hashing: "asyncio.Task[None]") -> None:
@@ -65,7 +72,7 @@ class Siphon:
                 if self._growth.done == self._written:
                     await self._move()
                 else:
-                    await self._growth.catch_up(lambda: self._written)
+                    await files.hop_to(self._threads, lambda: self._growth.catch_up(self._hashable))
                     self._moved.set()
         finally:
             self._moved.set()
@@ -74,11 +81,15 @@ class Siphon:
         self._moved.clear()
         await self._moved.wait()
 
+    def _hashable(self) -> int:
+        """In the thread that hashes: where what is worth it ends."""
+        return 0 if self._is_cancelled else self._written
+
     def _wrote(self, end: int) -> None:
         """In the thread that writes: have the loop know, but not of each piece."""
-        self._written = end
-        if end - self._told >= STRIDE:
-            self._told = end
+        self._written, now = end, time.monotonic()
+        if end - self._told >= STRIDE or now - self._told_at >= PAUSE:
+            self._told, self._told_at = end, now
             self._loop.call_soon_threadsafe(self._progressed)
 
     def _progressed(self) -> None:

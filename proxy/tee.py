@@ -41,13 +41,16 @@ class Growth:
 
         await files.pour(self.writer, self.done, self.hasher, pieces, wrote)
 
-    async def catch_up(self, written: Callable[[], int]) -> None:
-        """Hash what others have written, as far as `written` says at the time, for a while. Raises OSError."""
+    def catch_up(self, written: Callable[[], int]) -> None:
+        """Hash what others have written, as far as `written` says at the time, for a while; blocking.
+
+        Raises OSError.
+        """
 
         def hashed(done: int) -> None:
             self.done = done
 
-        await files.catch_up(self.writer, self.done, self.hasher, written, hashed)
+        files.catch_up(self.writer.fd, self.done, self.hasher, written, hashed)
 
     def keep_synced(self) -> None:
         """Have what was written on disk once in a while, beside what else is done: `syncing` is what comes of it.

@@ -19,7 +19,8 @@ T = TypeVar("T")
 PIECE = 1024 * 1024  # bytes hashed or copied at a time off the loop
 EDGE = 128 * 1024  # bytes at a multiple of which a write ends: the system keeps the file in larger pages, at less cost
 GATHERED = 64  # pieces in one write, at most
-TURN = 0.02  # seconds for which pour() keeps a thread that others may be waiting for
+TURN = 0.02  # seconds for which pour() keeps a thread that others may be waiting for ...
+LONG_TURN = 0.25  # ... and catch_up() one that nobody else has
 COMMITTED = 0o400  # the mode of a file that is verified, on disk, and never written again
 GROWING = 0o600
 _DIGITS = 20  # of a number in a file: always as many, so that a shorter one leaves nothing of a longer one
@@ -183,18 +184,12 @@ def _hashed(hasher: Hasher, batch: Iterable[memoryview], written: int) -> list[m
     return left
 
 
-async def catch_up(
-    handle: Handle, offset: int, hasher: Hasher, written: Callable[[], int], hashed: Callable[[int], None]
-) -> None:
-    """Hash what is written of a file behind an offset, as far as `written` says at the time, for a while.
+def catch_up(fd: int, offset: int, hasher: Hasher, written: Callable[[], int], hashed: Callable[[int], None]) -> None:
+    """Hash what is written of a file behind an offset, as far as `written` says at the time, for a while; blocking.
 
-    `hashed` is told in the thread where that ends, after each piece. Raises OSError.
+    `hashed` is told where that ends, after each piece. Raises OSError.
     """
-    await hop(_catch_up, handle.fd, offset, hasher, written, hashed)
-
-
-def _catch_up(fd: int, offset: int, hasher: Hasher, written: Callable[[], int], hashed: Callable[[int], None]) -> None:
-    until, room = time.monotonic() + TURN, memoryview(bytearray(PIECE // 2))
+    until, room = time.monotonic() + LONG_TURN, memoryview(bytearray(PIECE))
     while offset < (stop := written()):
         count = os.preadv(fd, [room[: stop - offset]], offset)
         if not count:

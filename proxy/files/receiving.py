@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 from proxy.files.calls import PIECE, close_fd, closed_on_error, write_some
 
-TURN = 0.02  # seconds for which draw() keeps a thread that others may be waiting for ...
+TURN = 0.25  # seconds that draw() takes at most: it is known after that whether what comes is too slow ...
 BRIEF = 2  # ... and milliseconds for which it waits in it for more to come, where much comes in that time
 WORTH_WAKING = 1024 * 1024  # bytes for which it is woken: a piece of the network's at a time costs more than they do
 PIPE = 1024 * 1024  # bytes on their way from the connection into the file

@@ -8,6 +8,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -173,8 +174,9 @@ async def test_to_close_it_twice_closes_nobody_elses_descriptor(line: Line) -> N
 
 async def poured(rest: Rest, handle: Handle, line: Line) -> None:
     """All of it."""
-    while rest.left:
-        await rest.pour(handle, line.told[-1], len(BODY), line.told.append)
+    with ThreadPoolExecutor(1) as threads:
+        while rest.left:
+            await rest.pour(threads, handle, line.told[-1], len(BODY), line.told.append)
 
 
 async def test_what_drips_is_too_slow_however_often_a_byte_comes(line: Line) -> None:

@@ -6,12 +6,13 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
-from proxy import siphon, tee
+from proxy import files, siphon, tee
 from proxy.blob_stream import Interrupted, Rest
 from proxy.files import Handle, calls
 from proxy.siphon import Siphon
@@ -22,17 +23,23 @@ PIECE = 100_000
 
 
 class Body:
-    """What is left of a body that comes in pieces, until it breaks off."""
+    """What is left of a body that comes in pieces, until it breaks off, or there is no more for now."""
 
-    def __init__(self, breaks_at: int = len(BODY)) -> None:
+    def __init__(self, breaks_at: int = len(BODY), pauses_at: int = len(BODY)) -> None:
         self.left = len(BODY)
         self.breaks_at = breaks_at
+        self.pauses_at = pauses_at
         self.came = asyncio.Event()  # three pieces
 
-    async def pour(self, handle: Handle, offset: int, most: int, wrote: Callable[[int], None]) -> None:
+    async def pour(
+        self, threads: Executor, handle: Handle, offset: int, most: int, wrote: Callable[[int], None]
+    ) -> None:
         if offset >= self.breaks_at:
             raise Interrupted("it breaks off")
-        count = await asyncio.to_thread(os.pwrite, handle.fd, BODY[offset : offset + min(most, PIECE)], offset)
+        if offset >= self.pauses_at:
+            await asyncio.Event().wait()
+        piece = BODY[offset : offset + min(most, PIECE)]
+        count = await files.hop_to(threads, lambda: os.pwrite(handle.fd, piece, offset))
         self.left -= count
         if self.left <= len(BODY) - 3 * PIECE:
             self.came.set()
@@ -73,6 +80,16 @@ async def test_at_the_end_all_of_it_is_hashed_and_told_of(writer: Handle) -> Non
     assert (growth.done, growth.hasher.hexdigest()) == (len(BODY), hashlib.sha256(BODY).hexdigest())
     assert told == sorted(told)
     assert told[-1] == len(BODY)
+
+
+async def test_its_threads_end_with_it(writer: Handle) -> None:
+    before = set(threading.enumerate())
+    kept = Siphon(Growth(writer, hashlib.sha256()), lambda _: None)
+    await kept.run(cast(Rest, Body()), room)
+    ending = [thread for thread in threading.enumerate() if thread not in before and thread.name.startswith("siphon")]
+    for thread in ending:
+        await asyncio.to_thread(thread.join, 10)
+    assert not any(thread.is_alive() for thread in ending)
 
 
 async def test_after_a_break_just_what_came_is_hashed(writer: Handle) -> None:
@@ -118,14 +135,15 @@ async def test_who_is_cancelled_waits_until_nothing_is_at_the_file(
 async def test_who_is_cancelled_does_not_wait_for_what_nobody_needs_hashed(
     writer: Handle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calls, "PIECE", 2 * PIECE)
-    monkeypatch.setattr(calls, "TURN", 0.0)  # so that a thread hashes one piece, and asks again
-    hasher, body = SlowHasher(), Body()
+    monkeypatch.setattr(calls, "PIECE", PIECE)
+    hasher, body = SlowHasher(), Body(pauses_at=3 * PIECE)
     growth = Growth(writer, cast(Any, hasher))
     running = asyncio.create_task(run(growth, body, []))
     await body.came.wait()
     await asyncio.to_thread(hasher.begun.wait)
     running.cancel()
+    for _ in range(3):  # until it has heard of that
+        await asyncio.sleep(0)
     hasher.go_on.set()
     with pytest.raises(asyncio.CancelledError):
         await running

@@ -4,13 +4,18 @@ import asyncio
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-from proxy.files import Handle
+from proxy.files import Extent, Handle
+from proxy.oci.byterange import Span
 from proxy.oci.digest import Digest
 from proxy.oci.errors import OciError, Problem
+from proxy.origin import Source
+from proxy.reading import ComingBlob
 from proxy.spool import STRETCH, End, Spool
+from proxy.telemetry import Outcome
 
 DATA = bytes(range(200))
 
@@ -237,3 +242,30 @@ async def test_what_is_being_written_is_said_to_grow_until_it_ends(spool: Spool,
     spool.finish(End.VERIFIED)
     assert not spool.extent(0, 10).grows
     spool.leave()
+
+
+@pytest.mark.parametrize(
+    ("span", "stretches"),
+    [
+        (None, [(0, 49), (49, 149), (149, 199), (199, 200)]),
+        (Span(0, 120), [(0, 49), (49, 119), (119, 120)]),
+    ],
+)
+async def test_a_reader_gets_what_there_is_in_one_stretch_but_for_the_very_last_byte(
+    spool: Spool, handle: Handle, span: Span | None, stretches: list[tuple[int, int]]
+) -> None:
+    spool.open(handle, len(DATA))
+    spool.advance(50)
+    spool.join()
+    blob = ComingBlob(cast(Source, None), spool, len(DATA), Outcome.JOIN)
+    marks, got = iter((150, len(DATA))), []
+    async for piece in blob.read(span):
+        assert isinstance(piece, Extent)
+        got.append((piece.offset, piece.end))
+        if (more := next(marks, None)) is not None:
+            spool.advance(more)
+        else:
+            spool.vouch()
+    assert got == stretches
+    blob.close()
+    spool.finish(End.VERIFIED)
