@@ -65,12 +65,12 @@ class Rest:
         self._received = received
 
     async def pour(
-        self, threads: Executor, handle: Handle, offset: int, most: int, wrote: Callable[[int], None]
+        self, thread: Executor | None, handle: Handle, offset: int, most: int, wrote: Callable[[int], None]
     ) -> None:
         """Write at most so many bytes from an offset on: whatever has come since, at least one.
 
-        `wrote` is told in one of the threads where what is written ends, also of what came before a break. Raises
-        Interrupted, OSError of the file.
+        `wrote` is told in the thread (None: one of those for all) where what is written ends, also of what came before
+        a break. Raises Interrupted, OSError of the file.
         """
         end, waited, began = offset, 0.0, time.monotonic()
 
@@ -82,7 +82,7 @@ class Rest:
         try:
             while end == offset:
                 draw = partial(self._inlet.draw, handle.fd, offset, min(most, self.left), told)
-                waited += await hop_to(threads, draw)
+                waited += await hop_to(thread, draw)
                 if end == offset and self._inlet.is_over:
                     raise Interrupted("the body ended early")
                 if end == offset:

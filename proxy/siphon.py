@@ -1,9 +1,10 @@
 """The rest of a blob that comes fast by a plain connection: from there into its file, and hashed behind that."""
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 
 from proxy import files
 from proxy.blob_stream import Rest
@@ -18,7 +19,8 @@ class Siphon:
     """As a Tee, but nothing passes through this process: what is hashed is read back from the file.
 
     It has two threads of its own, one that writes and one that hashes: at memory speed hashing takes as long as all the
-    rest. What is announced is written; what a growth has `done` is hashed as well, and the same once this is over.
+    rest. Where no more can be started, those for all do it. What is announced is written; what a growth has `done` is
+    hashed as well, and the same once this is over.
     """
 
     def __init__(self, growth: Growth, announce: Callable[[int], None]) -> None:
@@ -26,7 +28,6 @@ class Siphon:
         self._growth = growth
         self._announce = announce
         self._loop = asyncio.get_running_loop()
-        self._threads = ThreadPoolExecutor(2, thread_name_prefix="siphon")
         self._written = self._told = growth.done
         self._told_at = time.monotonic()
         self._is_over = self._is_cancelled = False
@@ -37,7 +38,16 @@ class Siphon:
 
         Raises Interrupted, what `room` raises, OSError (in place of CancelledError too: the file is worth nothing).
         """
-        hashing = asyncio.create_task(self._hash())
+        with _thread() as writer, _thread() as hasher:
+            await self._take(rest, room, writer, asyncio.create_task(self._hash(hasher)))
+
+    async def _take(
+        self,
+        rest: Rest,
+        room: Callable[[int], Awaitable[int]],
+        writer: Executor | None,
+        hashing: "asyncio.Task[None]",
+    ) -> None:
         try:
             while rest.left and not hashing.done():
                 most = LAG - (self._written - self._growth.done)
@@ -46,7 +56,7 @@ class Siphon:
                     continue
                 self._growth.keep_synced()
                 most = min(most, await room(self._written))
-                await rest.pour(self._threads, self._growth.writer, self._written, most, self._wrote)
+                await rest.pour(writer, self._growth.writer, self._written, most, self._wrote)
                 self._progressed()
         except asyncio.CancelledError:
             self._is_cancelled = hashing.cancel()  # whoever goes on with the file hashes it anew
@@ -57,7 +67,6 @@ class Siphon:
             try:  # whoever is cancelled closes the file next: nothing is to be at it by then
                 await files.outlast(hashing, *self._growth.syncing)
             finally:
-                self._threads.shutdown(wait=False)
                 self._raise_from(hashing)
 
     def _raise_from(self, hashing: "asyncio.Task[None]") -> None:
@@ -66,13 +75,13 @@ class Siphon:
             if not work.cancelled() and (error := work.exception()) is not None:
                 raise error
 
-    async def _hash(self) -> None:
+    async def _hash(self, thread: Executor | None) -> None:
         try:
             while self._growth.done < self._written or not self._is_over:
                 if self._growth.done == self._written:
                     await self._move()
                 else:
-                    await files.hop_to(self._threads, lambda: self._growth.catch_up(self._hashable))
+                    await files.hop_to(thread, lambda: self._growth.catch_up(self._hashable))
                     self._moved.set()
         finally:
             self._moved.set()
@@ -95,3 +104,19 @@ class Siphon:
     def _progressed(self) -> None:
         self._moved.set()
         self._announce(self._written)
+
+
+@contextlib.contextmanager
+def _thread() -> Iterator[Executor | None]:
+    """A thread of its own, begun while nothing hangs on it; None where no more can be started."""
+    thread = ThreadPoolExecutor(1, thread_name_prefix="siphon")
+    try:
+        thread.submit(int)
+    except RuntimeError:  # a limit of processes, or memory
+        is_there = False
+    else:
+        is_there = True
+    try:
+        yield thread if is_there else None
+    finally:
+        thread.shutdown(wait=False)

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -191,3 +192,25 @@ async def test_where_nothing_can_be_spliced_it_is_read_and_written(
     assert digest_of((await proxy.get(f"/v2/{REPO}/blobs/{digest}")).body) == digest
     await proxy.settled()
     assert (len(runs), proxy.blobs()) == (1, [digest])
+
+
+@pytest.mark.parametrize("left", [0, 1])
+async def test_where_no_thread_can_be_started_it_comes_all_the_same(
+    upstream: FakeRegistry, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, runs: list[int], left: int
+) -> None:
+    start = threading.Thread.start
+
+    def refused(thread: threading.Thread) -> None:
+        nonlocal left
+        if thread.name.startswith("siphon"):
+            left -= 1
+            if left < 0:
+                raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    digest = upstream.add_blob(REPO, DATA)
+    assert digest_of((await proxy.get(f"/v2/{REPO}/blobs/{digest}")).body) == digest
+    await proxy.settled()
+    assert (len(runs), proxy.blobs()) == (1, [digest])
+    assert left < 0

@@ -32,14 +32,14 @@ class Body:
         self.came = asyncio.Event()  # three pieces
 
     async def pour(
-        self, threads: Executor, handle: Handle, offset: int, most: int, wrote: Callable[[int], None]
+        self, thread: Executor | None, handle: Handle, offset: int, most: int, wrote: Callable[[int], None]
     ) -> None:
         if offset >= self.breaks_at:
             raise Interrupted("it breaks off")
         if offset >= self.pauses_at:
             await asyncio.Event().wait()
         piece = BODY[offset : offset + min(most, PIECE)]
-        count = await files.hop_to(threads, lambda: os.pwrite(handle.fd, piece, offset))
+        count = await files.hop_to(thread, lambda: os.pwrite(handle.fd, piece, offset))
         self.left -= count
         if self.left <= len(BODY) - 3 * PIECE:
             self.came.set()
