@@ -82,6 +82,37 @@ async def test_at_the_end_all_of_it_is_hashed_and_told_of(writer: Handle) -> Non
     assert told[-1] == len(BODY)
 
 
+class LongTurn(Body):
+    """All that is left in one turn, which lasts until somebody has heard of what it brought."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard = threading.Event()
+        self.was_heard = False
+
+    async def pour(
+        self, thread: Executor | None, handle: Handle, offset: int, most: int, wrote: Callable[[int], None]
+    ) -> None:
+        def turn() -> bool:
+            os.pwrite(handle.fd, BODY, 0)
+            wrote(len(BODY))
+            return self.heard.wait(5)
+
+        self.was_heard = await files.hop_to(thread, turn)
+        self.left = 0
+
+
+@pytest.mark.parametrize(("stride", "pause"), [(len(BODY), 1e9), (1e9, 0.0)])
+async def test_a_stretch_is_told_of_at_once_and_less_in_time_while_a_turn_lasts(
+    writer: Handle, monkeypatch: pytest.MonkeyPatch, stride: float, pause: float
+) -> None:
+    monkeypatch.setattr(siphon, "STRIDE", stride)
+    monkeypatch.setattr(siphon, "PAUSE", pause)
+    body = LongTurn()
+    await Siphon(Growth(writer, hashlib.sha256()), lambda _: body.heard.set()).run(cast(Rest, body), room)
+    assert body.was_heard
+
+
 async def test_its_threads_end_with_it(writer: Handle) -> None:
     before = set(threading.enumerate())
     kept = Siphon(Growth(writer, hashlib.sha256()), lambda _: None)

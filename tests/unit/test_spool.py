@@ -269,3 +269,23 @@ async def test_a_reader_gets_what_there_is_in_one_stretch_but_for_the_very_last_
     assert got == stretches
     blob.close()
     spool.finish(End.VERIFIED)
+
+
+@pytest.mark.parametrize("size", [None, len(DATA)])
+async def test_who_is_behind_does_not_get_the_very_last_byte_once_the_disk_has_failed_meanwhile(
+    spool: Spool, handle: Handle, size: int | None
+) -> None:
+    """Also where nobody said beforehand which one that is."""
+    spool.open(handle, size)
+    spool.join()
+    spool.advance(len(DATA))
+    spool.vouch()
+    blob = ComingBlob(cast(Source, None), spool, size, Outcome.JOIN)
+    pieces = blob.read(None)
+    piece = await anext(pieces)
+    assert isinstance(piece, Extent)
+    spool.finish(End.FAILED)
+    with pytest.raises(OciError):
+        await anext(pieces)
+    assert (piece.offset, piece.end) == (0, len(DATA) - 1)
+    blob.close()
