@@ -183,7 +183,7 @@ class ComingBlob:
             if readable <= offset:
                 break
             until = readable if stop is None else min(readable, stop)
-            if self._spool.end is None and offset < until - 1 and until in {stop, self._spool.size}:
+            if self._spool.end is None and offset < until - 1 and until == self._spool.size:
                 until -= 1  # the very last by itself: should the disk fail meanwhile, what was sent may be wrong
             yield self._spool.extent(offset, until - offset)
             offset = until

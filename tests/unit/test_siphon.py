@@ -115,8 +115,7 @@ async def test_a_stretch_is_told_of_at_once_and_less_in_time_while_a_turn_lasts(
 
 async def test_its_threads_end_with_it(writer: Handle) -> None:
     before = set(threading.enumerate())
-    kept = Siphon(Growth(writer, hashlib.sha256()), lambda _: None)
-    await kept.run(cast(Rest, Body()), room)
+    await run(Growth(writer, hashlib.sha256()), Body(), [])
     ending = [thread for thread in threading.enumerate() if thread not in before and thread.name.startswith("siphon")]
     for thread in ending:
         await asyncio.to_thread(thread.join, 10)
