@@ -30,7 +30,7 @@ run: $(VENV)/.run ## serve on 127.0.0.1:5000 (CONFIG=proxy.toml to use a configu
 	@exec $(BIN)/python -m proxy serve $(if $(CONFIG),--config $(CONFIG))
 
 test: $(VENV)/.dev ## the whole suite that needs no root
-	$(BIN)/pytest -m "not slow" -n $$(( $$(nproc) * 3 / 2 )) --dist worksteal # they wait more than they work
+	$(BIN)/pytest -m "not slow" -n $$(( $$(nproc) * 2 )) --dist worksteal # they wait more than they work
 
 slow: $(VENV)/.dev ## what of it takes its time: whole caches moved, buckets that fail and fill, by servers that start and die
 	$(BIN)/pytest -m slow -n $$(( $$(nproc) * 3 / 2 )) --dist worksteal

@@ -1,10 +1,14 @@
 """What all tests share."""
 
+import gc
 from collections.abc import Iterator
 
 import pytest
 from blockbuster import blockbuster_ctx
+from botocore.loaders import Loader, create_loader
 from hypothesis import HealthCheck, settings
+
+from proxy.stores import s3_clients
 
 from . import buckets
 from .buckets import KEYS, Server, TestBucket
@@ -12,6 +16,17 @@ from .buckets import KEYS, Server, TestBucket
 # No test may depend on the speed of the machine: on an empty one hypothesis first computes tables, for seconds.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
+
+
+def pytest_configure() -> None:
+    """Thousands of tests are collected, all of which stay: nothing of that is garbage."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Nor is it looked at again whenever a test leaves some."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(params=[("asyncio", {"use_uvloop": True})], ids=["uvloop"], scope="session")
@@ -36,9 +51,16 @@ def s3_server() -> Iterator[Server]:
         yield one
 
 
+@pytest.fixture(scope="session")
+def descriptions() -> Loader:
+    """What botocore knows of S3, which takes it a while to read."""
+    return create_loader()
+
+
 @pytest.fixture
-def bucket(s3_server: Server, monkeypatch: pytest.MonkeyPatch) -> TestBucket:
+def bucket(s3_server: Server, descriptions: Loader, monkeypatch: pytest.MonkeyPatch) -> TestBucket:
     """An empty bucket on it, and in the environment the keys to it and nothing else of this machine's."""
+    monkeypatch.setattr(s3_clients, "create_loader", lambda: descriptions)
     for name, value in KEYS.items():
         monkeypatch.setenv(name, value)
     return s3_server.bucket()
