@@ -217,7 +217,7 @@ class Fill:
                 self._open(stored, stored.size)
                 self.spool.advance(stored.size)
             finally:
-                await asyncio.shield(self._means.tree.discard_spool(self._key, handle))
+                await self._means.tree.discard_spool(self._key, handle)
         return Result(End.VERIFIED)
 
     async def _is_right(self, stored: Handle) -> bool:
@@ -275,9 +275,9 @@ class Fill:
                 self._means.shared.replicas.leases.settle(self.digest, is_stored=claim.fate is Fate.ADOPTED)
             match claim.fate:
                 case Fate.DISCARDED:
-                    await asyncio.shield(asyncio.ensure_future(tree.discard_spool(self._key, handle)))
+                    await tree.discard_spool(self._key, handle)
                 case Fate.LEFT:
-                    await asyncio.shield(asyncio.ensure_future(tree.leave_spool(handle)))
+                    await tree.leave_spool(handle)
                 case Fate.ADOPTED:
                     pass  # its lock guards it for the readers until the last of them is done
 

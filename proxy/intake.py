@@ -70,7 +70,7 @@ class Intake:
                 yield key, handle, writer
             finally:
                 writer.close()
-                await asyncio.shield(asyncio.ensure_future(tree.discard_spool(key, handle)))
+                await tree.discard_spool(key, handle)
         finally:
             handle.close()
 

@@ -1,11 +1,13 @@
 """Bundles that are damaged or hostile: each is refused in one line, and nothing is linked."""
 
+import asyncio
 import contextlib
 import hashlib
 import io
 import json
 import os
 import tarfile
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from proxy.eviction import Bounds, Space
 from proxy.files import Tree, hop, reading
 from proxy.fill import Means
 from proxy.importing import ImportFailed, Importing
+from proxy.intake import Intake
 from proxy.oci import manifest
 from proxy.oci.digest import Digest
 from proxy.oci.layout import Entry
@@ -310,3 +313,34 @@ async def test_a_stored_blob_of_another_size_than_it_should_have_is_replaced(cac
     assert handle is not None
     assert await handle.read(0, 10_000) == LAYER
     handle.close()
+
+
+async def test_who_is_cancelled_while_a_spool_is_dropped_closes_it_no_sooner(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on, outcomes, discard = threading.Event(), threading.Event(), list[str](), Tree._discard_spool
+
+    def slow(tree: Tree, key: str, fd: int) -> None:
+        begun.set()
+        go_on.wait()
+        try:
+            discard(tree, key, fd)
+        except OSError as error:
+            outcomes.append(str(error))
+        else:
+            outcomes.append("dropped")
+
+    async def wrong(_: int) -> bytes:
+        return b""
+
+    monkeypatch.setattr(Tree, "_discard_spool", slow)
+    taking = asyncio.create_task(Intake(cache.means).take(Digest.of(LAYER), len(LAYER), wrong))
+    await hop(begun.wait)
+    for _ in range(2):
+        taking.cancel()
+        await asyncio.sleep(0)
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await taking
+    assert outcomes == ["dropped"]
+    assert not await hop(cache.tree.scan, "spool")
