@@ -8,11 +8,10 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 
 from proxy import files
 from proxy.blob_stream import Rest
+from proxy.spool import PAUSE, STRETCH
 from proxy.tee import Growth
 
 LAG = 64 * 1024 * 1024  # bytes that may be written and not hashed: memory of the system's, and none of this process
-STRIDE = 4 * 1024 * 1024  # bytes after which the loop is told that more is written ...
-PAUSE = 0.01  # ... or seconds: each time it has to be woken, and waits for the interpreter
 
 
 class Siphon:
@@ -95,9 +94,9 @@ class Siphon:
         return 0 if self._is_cancelled else self._written
 
     def _wrote(self, end: int) -> None:
-        """In the thread that writes: have the loop know, but not of each piece."""
+        """In the thread that writes: have the loop know, which has to be woken for it, as often as readers do."""
         self._written, now = end, time.monotonic()
-        if end - self._told >= STRIDE or now - self._told_at >= PAUSE:
+        if end - self._told >= STRETCH or now - self._told_at >= PAUSE:
             self._told, self._told_at = end, now
             self._loop.call_soon_threadsafe(self._progressed)
 

@@ -1,32 +1,34 @@
 """What all tests share."""
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 from blockbuster import blockbuster_ctx
 from botocore.loaders import Loader, create_loader
 from hypothesis import HealthCheck, settings
 
+from proxy.files import Tree
 from proxy.stores import s3_clients
 
 from . import buckets
 from .buckets import KEYS, Server, TestBucket
+from .discarding import Discarding
 
 # No test may depend on the speed of the machine: on an empty one hypothesis first computes tables, for seconds.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
 
 
-def pytest_configure() -> None:
-    """Thousands of tests are collected, all of which stay: nothing of that is garbage."""
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Thousands of tests are collected, all of which stay: nothing of that is garbage, nor looked at again for some."""
     gc.disable()
-
-
-def pytest_collection_finish() -> None:
-    """Nor is it looked at again whenever a test leaves some."""
-    gc.freeze()
-    gc.enable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(params=[("asyncio", {"use_uvloop": True})], ids=["uvloop"], scope="session")
@@ -64,3 +66,12 @@ def bucket(s3_server: Server, descriptions: Loader, monkeypatch: pytest.MonkeyPa
     for name, value in KEYS.items():
         monkeypatch.setenv(name, value)
     return s3_server.bucket()
+
+
+@pytest.fixture
+def discarding(monkeypatch: pytest.MonkeyPatch) -> Iterator[Discarding]:
+    """One that is slow, until it is told to go on."""
+    one = Discarding()
+    monkeypatch.setattr(Tree, "_discard_spool", lambda *named: one.discard(*named))  # noqa: PLW0108  else nobody says which tree
+    yield one
+    one.go_on.set()

@@ -16,6 +16,7 @@ from proxy.origin import Source
 from proxy.reading import ComingBlob
 from proxy.spool import End
 from proxy.telemetry import Outcome
+from tests.discarding import Discarding
 
 from .harness import DEADLINE, Proxy, running, toml, until
 from .raw_client import ask
@@ -125,33 +126,20 @@ async def test_a_disk_that_fails_as_the_server_ends_leaves_nothing_that_is_compl
 
 
 async def test_a_spool_that_is_dropped_as_the_server_ends_is_not_closed_before_that(
-    upstream: FakeRegistry, store: Path, monkeypatch: pytest.MonkeyPatch
+    upstream: FakeRegistry, store: Path, discarding: Discarding
 ) -> None:
-    digest, discard = upstream.add_blob(REPO, DATA), Tree._discard_spool
+    digest = upstream.add_blob(REPO, DATA)
     upstream.on("GET", blob=digest).wrong_bytes()
-    begun, go_on, outcomes = threading.Event(), threading.Event(), list[str]()
-
-    def slow(tree: Tree, key: str, fd: int) -> None:
-        begun.set()
-        go_on.wait()
-        try:
-            discard(tree, key, fd)
-        except OSError as error:
-            outcomes.append(str(error))
-        else:
-            outcomes.append("dropped")
-
-    monkeypatch.setattr(Tree, "_discard_spool", slow)
     async with running(toml(upstream.url), store) as proxy:
         pulling = asyncio.create_task(pull(proxy, digest))
-        assert await asyncio.to_thread(begun.wait, DEADLINE)
+        assert await asyncio.to_thread(discarding.begun.wait, DEADLINE)
         closing = asyncio.create_task(proxy.app.blobs.aclose())
         done, _ = await asyncio.wait({closing}, timeout=0.1)  # in which it could be over
-        go_on.set()
+        discarding.go_on.set()
         assert not done
         await closing
         assert (await pulling)[1] != "complete"
-    assert (outcomes, proxy.spools()) == (["dropped"], [])
+    assert (discarding.outcomes, proxy.spools()) == (["dropped"], [])
 
 
 async def test_a_slow_reader_gets_no_end_once_the_disk_has_failed(

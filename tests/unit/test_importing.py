@@ -7,7 +7,6 @@ import io
 import json
 import os
 import tarfile
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from proxy.stores.directory import open_tree
 from proxy.stores.disk import DiskBlobs, DiskRepositories
 from proxy.stores.keys import spool_key
 from proxy.telemetry import quiet
+from tests.discarding import Discarding
 
 APP, V1 = Repository("docker.io", "library/app"), Tag("v1")
 LAYER, CONFIG = b"layer" * 1000, b"{}"
@@ -316,31 +316,18 @@ async def test_a_stored_blob_of_another_size_than_it_should_have_is_replaced(cac
 
 
 async def test_who_is_cancelled_while_a_spool_is_dropped_closes_it_no_sooner(
-    cache: Cache, monkeypatch: pytest.MonkeyPatch
+    cache: Cache, discarding: Discarding
 ) -> None:
-    begun, go_on, outcomes, discard = threading.Event(), threading.Event(), list[str](), Tree._discard_spool
-
-    def slow(tree: Tree, key: str, fd: int) -> None:
-        begun.set()
-        go_on.wait()
-        try:
-            discard(tree, key, fd)
-        except OSError as error:
-            outcomes.append(str(error))
-        else:
-            outcomes.append("dropped")
-
     async def wrong(_: int) -> bytes:
         return b""
 
-    monkeypatch.setattr(Tree, "_discard_spool", slow)
     taking = asyncio.create_task(Intake(cache.means).take(Digest.of(LAYER), len(LAYER), wrong))
-    await hop(begun.wait)
+    await hop(discarding.begun.wait)
     for _ in range(2):
         taking.cancel()
         await asyncio.sleep(0)
-    go_on.set()
+    discarding.go_on.set()
     with pytest.raises(asyncio.CancelledError):
         await taking
-    assert outcomes == ["dropped"]
+    assert discarding.outcomes == ["dropped"]
     assert not await hop(cache.tree.scan, "spool")

@@ -102,11 +102,11 @@ class LongTurn(Body):
         self.left = 0
 
 
-@pytest.mark.parametrize(("stride", "pause"), [(len(BODY), 1e9), (1e9, 0.0)])
+@pytest.mark.parametrize(("stretch", "pause"), [(len(BODY), 1e9), (1e9, 0.0)])
 async def test_a_stretch_is_told_of_at_once_and_less_in_time_while_a_turn_lasts(
-    writer: Handle, monkeypatch: pytest.MonkeyPatch, stride: float, pause: float
+    writer: Handle, monkeypatch: pytest.MonkeyPatch, stretch: float, pause: float
 ) -> None:
-    monkeypatch.setattr(siphon, "STRIDE", stride)
+    monkeypatch.setattr(siphon, "STRETCH", stretch)
     monkeypatch.setattr(siphon, "PAUSE", pause)
     body = LongTurn()
     await Siphon(Growth(writer, hashlib.sha256()), lambda _: body.heard.set()).run(cast(Rest, body), room)
