@@ -33,7 +33,7 @@ class Sealed(Outlet):
         self._lender = lender
         self._session = session
         self._sealed = sealed
-        self._left: Sequence[memoryview] = ()
+        self._left: list[memoryview] = []
 
     def push(self, source: int, offset: int, count: int, room: memoryview) -> int:
         """Encrypt and send what comes next; returns how many bytes of the file it was.
@@ -43,25 +43,26 @@ class Sealed(Outlet):
         self._flush()
         done = 0
         while done < count and not self._left:
-            piece = room[: count - done]
-            if not (read := os.preadv(source, [piece], offset + done)):
+            if not (sealed := self._seal(source, offset + done, min(len(room), count - done), room[:SLICE])):
                 break
-            self._seal(piece[:read])
-            done += read
-            self.sent += read
+            done += sealed
             with contextlib.suppress(BlockingIOError):
                 self._flush()
         return done
 
-    def _seal(self, piece: memoryview) -> None:
-        left = []
-        try:
-            for start in range(0, len(piece), SLICE):
-                self._session.write(piece[start : start + SLICE])
-                left.append(memoryview(self._sealed.read()))
-        except ssl.SSLError as error:  # which is an OSError, but none of the disk
-            raise ConnectionResetError(f"TLS failed: {error.reason}") from None
-        self._left = left
+    def _seal(self, source: int, offset: int, count: int, room: memoryview) -> int:
+        """Read a slice and encrypt it before the next is read: it is in the processor's cache still."""
+        done = 0
+        while done < count and (read := os.preadv(source, [room[: count - done]], offset + done)):
+            try:
+                self._session.write(room[:read])
+            except ssl.SSLError as error:  # which is an OSError, but none of the disk
+                raise ConnectionResetError(f"TLS failed: {error.reason}") from None
+            # Kept at once: whatever happens to the next one, the client has to get what is encrypted.
+            self._left.append(memoryview(self._sealed.read()))
+            self.sent += read
+            done += read
+        return done
 
     def _flush(self) -> None:
         while self._left:
@@ -84,14 +85,14 @@ class Sealed(Outlet):
         try:
             yield
         finally:
-            left, self._left = b"".join(self._left), ()
+            left, self._left = b"".join(self._left), []
             self._lender.take_back(left)
 
 
-def _behind(pieces: Sequence[memoryview], count: int) -> Sequence[memoryview]:
+def _behind(pieces: Sequence[memoryview], count: int) -> list[memoryview]:
     """What is left of them behind so many bytes."""
     for number, piece in enumerate(pieces):
         if count < len(piece):
             return [piece[count:], *pieces[number + 1 :]]
         count -= len(piece)
-    return ()
+    return []

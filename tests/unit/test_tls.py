@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 import ssl
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from proxy import tls
 from proxy.files import Extent, Handle, Outlet, Senders
+from proxy.sealing import SLICE
 from proxy.tls import Secured, Session
 
 from .stretches import BODY
@@ -291,6 +293,27 @@ async def test_a_file_that_is_shorter_than_it_was_is_no_whole_stretch(
         await sending.task
     spoken.transport.close()
     assert await asyncio.to_thread(rest, sock) == (BODY[-10:], "clean")
+
+
+async def test_what_was_encrypted_before_the_disk_failed_reaches_the_client(
+    place: Place, senders: Senders, handle: Handle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A record that is left out would have the client reject all that follows, the word that it is over among it."""
+    preadv = os.preadv
+
+    def failing(source: int, buffers: list[memoryview], offset: int, *flags: int) -> int:
+        if offset >= SLICE and not flags:
+            raise OSError(errno.EIO, "Input/output error")
+        return preadv(source, buffers, offset, *flags)
+
+    monkeypatch.setattr(os, "preadv", failing)
+    sock, spoken = await place.met()
+    sending = Sending(spoken, senders, Extent(handle, 0, len(BODY)))
+    with pytest.raises(OSError, match="Input/output"):
+        await sending.task
+    spoken.transport.close()
+    assert await asyncio.to_thread(rest, sock) == (BODY[:SLICE], "clean")
+    assert sending.outlet.sent == SLICE
 
 
 async def test_of_a_piece_that_is_encrypted_each_byte_that_the_client_takes_counts(
