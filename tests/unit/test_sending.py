@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from proxy import files
-from proxy.files import Extent, Handle, Outlet, Senders, sending
+from proxy.files import Extent, Handle, Outlet, Senders, cached, sending
 from proxy.files.sending import _watch
 
 from .stretches import BODY
@@ -258,6 +258,8 @@ async def test_its_threads_and_descriptors_end_with_it() -> None:
 async def test_bytes_that_are_in_memory_are_at_hand_and_others_are_not(
     handle: Handle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if not cached.tells(handle.fd):
+        pytest.skip("this file system cannot tell what is in memory")
     there = handle.at_hand(3, 10)
     assert there is not None
     assert bytes(there) == BODY[3:13]
