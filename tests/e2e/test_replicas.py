@@ -203,8 +203,10 @@ async def test_a_holder_that_says_nothing_keeps_the_first_pull_waiting_and_no_ot
 
 
 @pytest.mark.parametrize(
-    "lease", [b"", b"{}", b"[]", b"\xff", b"[" * 4000, b'{"holder": 1}', b"x" * 5000], ids=str
-)  # fmt: skip
+    "lease",
+    [b"", b"{}", b"[]", b"\xff", b"[" * 4000, b'{"holder": 1}', b"x" * 5000],
+    ids=["nothing", "an empty object", "a list", "no text", "too deep", "a number for a holder", "no JSON"],
+)
 async def test_what_is_no_lease_has_each_replica_go_on_by_itself(
     upstream: FakeRegistry, bucket: TestBucket, tmp_path: Path, lease: bytes
 ) -> None:
