@@ -17,7 +17,7 @@ from botocore.loaders import create_loader
 from botocore.session import Session
 
 from proxy.sections.store import S3
-from proxy.stores.s3_keys import Keys
+from proxy.stores.s3_credentials import Keys
 from proxy.stores.s3_urls import SignedUrls, client_settings
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from proxy.files import hop
 from proxy.sections.store import S3
 from proxy.stores.durable import REFUSED_URLS
 from proxy.stores.s3 import Bucket
-from proxy.stores.s3_keys import Keys
+from proxy.stores.s3_credentials import Keys
 from proxy.stores.s3_urls import SignedUrls
 from tests.buckets import REGION, TestBucket
 
