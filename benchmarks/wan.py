@@ -155,8 +155,9 @@ async def _send(request: web.Request, content: Content) -> web.StreamResponse:
     response = web.StreamResponse(status=206 if is_part else 200, headers=headers)
     await response.prepare(request)
     if request.method == "GET":
-        for offset in range(start, stop, CHUNK):
-            await response.write(body[offset : min(stop, offset + CHUNK)])
+        with contextlib.suppress(ConnectionError):  # who has enough of it by this connection asks by others
+            for offset in range(start, stop, CHUNK):
+                await response.write(body[offset : min(stop, offset + CHUNK)])
     return response
 
 
