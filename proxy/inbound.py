@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import replace
 from functools import partial
 
-from proxy.blob_stream import Interrupted
+from proxy.blob_stream import BlobStream, Interrupted
 from proxy.eviction import Bounds, NoSpace, Space
 from proxy.files import Tree, hop
 from proxy.fill import Means
@@ -34,7 +34,7 @@ from proxy.stores.disk import DiskBlobs, DiskRepositories
 from proxy.stores.keys import blob_digest, parse_key, spool_key
 from proxy.stores.ledger import rounded
 from proxy.stores.records import is_known_record, limit, parse_record, parse_tag
-from proxy.stores.s3 import ObjectStream, Stored
+from proxy.stores.s3 import Stored
 from proxy.stores.s3_errors import BucketError
 from proxy.telemetry import quiet
 
@@ -170,7 +170,7 @@ class _Source:
         self._crossing = crossing
         self._item = item
         self._stack = contextlib.AsyncExitStack()
-        self._stream: ObjectStream | None = None
+        self._stream: BlobStream | None = None
         self._pauses = Pauses()
         self._done = 0
 
@@ -199,7 +199,7 @@ class _Source:
             return data
         return b""
 
-    async def _open(self) -> ObjectStream:
+    async def _open(self) -> BlobStream:
         stream = await self._stack.enter_async_context(self._crossing.bucket.open(self._item.key, self._done))
         if stream is None:
             raise _Gone

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from cachetools import LRUCache
 from pydantic import SecretStr
 
-from proxy.blob_stream import Interrupted
+from proxy.blob_stream import BlobStream, Interrupted
 from proxy.single_flight import SingleFlight
 from proxy.stores import s3_trial
 from proxy.stores.payloads import Payload
-from proxy.stores.s3 import Bucket, ObjectStream
+from proxy.stores.s3 import Bucket
 from proxy.stores.s3_errors import BucketError, Taken
 from proxy.telemetry import Logger, Metrics
 
@@ -67,6 +67,7 @@ class Durable:
         self._tried = -math.inf
         self._is_conditional: bool | None = None  # whether it knows conditional writes
         self._refuses_its_urls = False
+        self._received = metrics.bucket_bytes.labels("down").inc
 
     @property
     def is_away(self) -> bool:
@@ -180,14 +181,14 @@ class Durable:
         return None
 
     @contextlib.asynccontextmanager
-    async def open(self, key: str, start: int = 0) -> AsyncIterator[ObjectStream | None]:
+    async def open(self, key: str, start: int = 0) -> AsyncIterator[BlobStream | None]:
         """An object from an offset on; None if there is none, as far as can be known now."""
         async with contextlib.AsyncExitStack() as stack:
             stream = None
             if not self._rests(Use.READ) and not self._rests(Use.STREAM) and key not in self._disowned:
                 with self._noting(Use.READ):
                     async with asyncio.timeout(PATIENCE):
-                        stream = await stack.enter_async_context(self._bucket.open(key, start))
+                        stream = await stack.enter_async_context(self._bucket.open(key, start, self._received))
             if stream is None:
                 yield None
                 return

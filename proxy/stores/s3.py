@@ -3,9 +3,7 @@
 What comes out of a bucket is believed by nobody before it was held against a digest.
 """
 
-import asyncio
 import contextlib
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -16,7 +14,7 @@ import aiohttp
 from botocore.exceptions import ClientError
 from pydantic import SecretStr
 
-from proxy.blob_stream import Interrupted, Watch
+from proxy.blob_stream import BlobStream
 from proxy.files import hop
 from proxy.sections.store import S3
 from proxy.stores import s3_access
@@ -41,32 +39,6 @@ class Stored:
     key: str
     size: int
     modified: float
-
-
-class ObjectStream:
-    """The bytes of an object as they come: `start` is the offset of the first, `total` the object's size."""
-
-    def __init__(self, body: Any, start: int, total: int) -> None:
-        self._body = body
-        self._watch = Watch(s3_access.STALL)
-        self.start = start
-        self.total = total
-
-    async def read(self) -> bytes:
-        """Whatever has come since, at least a byte; empty at the end. Raises Interrupted."""
-        began = time.monotonic()
-        try:
-            async with asyncio.timeout(s3_access.STALL):
-                data = bytes(await self._body.raw_stream.content.readany())
-        except TimeoutError:
-            raise Interrupted(f"no byte for {s3_access.STALL:g} s") from None
-        except (aiohttp.ClientError, OSError, RuntimeError) as error:
-            raise Interrupted(type(error).__name__) from None
-        self._watch.saw(len(data), time.monotonic() - began)
-        return data
-
-    def rest(self) -> None:
-        """It has to be read: how much is left of it on its connection is the library's business."""
 
 
 class Bucket:
@@ -102,7 +74,7 @@ class Bucket:
     async def read(self, key: str, limit: int) -> bytes | None:
         """A small object whole; None if there is none, or it is longer than `limit` bytes."""
         async with self.open(key) as stream:
-            if stream is None or stream.total > limit:
+            if stream is None or stream.total is None or stream.total > limit:
                 return None
             body = bytearray()
             with explained():
@@ -111,8 +83,13 @@ class Bucket:
         return bytes(body) if len(body) == stream.total else None
 
     @contextlib.asynccontextmanager
-    async def open(self, key: str, start: int = 0) -> AsyncIterator[ObjectStream | None]:
-        """An object from an offset on; None if there is none (of that length)."""
+    async def open(
+        self, key: str, start: int = 0, received: Callable[[int], None] = lambda _: None
+    ) -> AsyncIterator[BlobStream | None]:
+        """An object from an offset on; None if there is none (of that length). Its `total` is known.
+
+        `received` is told how many bytes come.
+        """
         part: dict[str, Any] = {"Range": f"bytes={start}-"} if start else {}
         with explained():
             try:
@@ -127,9 +104,8 @@ class Bucket:
             return
         async with answer["Body"] as body:
             with explained():
-                length = answer["ContentLength"]
-            has_part = "ContentRange" in answer
-            yield ObjectStream(body, start if has_part else 0, length + (start if has_part else 0))
+                stream = _streamed(body.raw_stream, start, received)
+            yield stream
 
     async def size(self, key: str) -> int | None:
         """How many bytes an object has; None if there is none."""
@@ -204,3 +180,14 @@ class Bucket:
     async def abandon(self, before: float) -> int:
         """Give up uploads that somebody began before then (seconds since the epoch) and never ended; how many."""
         return await self._uploader.abandon(before)
+
+
+def _streamed(response: aiohttp.ClientResponse, start: int, received: Callable[[int], None]) -> BlobStream:
+    """Raises LookupError where it is not the object from there on, nor all of it."""
+    try:
+        stream = BlobStream(response, s3_access.STALL, received)
+    except ValueError:
+        raise LookupError("a part, and not which") from None
+    if stream.total is None or stream.start not in {0, start}:
+        raise LookupError("another part, or of unknown size")
+    return stream

@@ -204,6 +204,20 @@ async def test_an_upload_that_nobody_reads_is_given_up(
     assert await hop(bucket.__getitem__, "key") == b"small"
 
 
+@pytest.mark.parametrize("span", ["bytes 3-9/10", "bytes 0-9/*", "junk"])
+async def test_what_is_another_part_than_was_asked_for_is_no_object(
+    bucket: TestBucket, faulty: FaultyBucket, span: str
+) -> None:
+    where = {"bucket": bucket.name, "endpoint_url": faulty.url, "region": REGION}
+    async with s3.Bucket(S3.model_validate(where)) as one:
+        await one.write("key", bytes(10))
+        faulty.fail_all(
+            Fault(lambda reply, _: replace(reply.adding(("Content-Range", span)), status=206)), only("GetObject")
+        )
+        with pytest.raises(BucketError, match="something else"):
+            await one.read("key", 100)
+
+
 async def test_where_the_bucket_only_drips_upstream_goes_on_and_the_next_blob_does_not_wait_for_it(
     upstream: FakeRegistry, bucket: TestBucket, faulty: FaultyBucket, store: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -75,9 +75,9 @@ def key_of(digest: str) -> str:
     return f"cache/blobs/{algorithm}/{encoded[:2]}/{encoded}"
 
 
-async def filled(upstream: FakeRegistry, bucket: TestBucket, store: Path) -> Image:
+async def filled(upstream: FakeRegistry, bucket: TestBucket, store: Path, *layers: bytes) -> Image:
     """An image that was pulled by one machine, and is in the bucket."""
-    image = upstream.add_image(REPO, "v1", [LAYER, b"small"])
+    image = upstream.add_image(REPO, "v1", layers or [LAYER, b"small"])
     async with cached(configured(upstream.url, bucket), store) as proxy:
         await pull(proxy, image)
         await uploaded(store)

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -12,14 +13,22 @@ import trustme
 
 from proxy import blob_stream, download
 from proxy.blob_stream import Rest
+from proxy.files import hop
 from proxy.siphon import Siphon
+from tests.buckets import TestBucket
 
+from .faulty_bucket import Fault, FaultyBucket
 from .harness import Proxy, running, toml, until
 from .networks import at, server_tls, write_ca
+from .test_s3 import cached, configured, filled, pull
 from .upstream import FakeRegistry, digest_of
+from .upstream.behaviours import Dripped
+from .upstream.gates import Steps
+from .upstream.wire import Request
 
 REPO = "library/app"
 DATA = os.urandom(1024 * 1024)
+LARGE = os.urandom(3 * 1024 * 1024)  # more than aiohttp has read by the time that it is known to be fast
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +47,11 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(Siphon, "run", counted)
     return left
+
+
+def of_blobs(request: Request) -> bool:
+    """A question for the bytes of a blob."""
+    return request.method == "GET" and "/blobs/" in request.path
 
 
 def ranges(upstream: FakeRegistry) -> list[str | None]:
@@ -214,3 +228,53 @@ async def test_where_no_thread_can_be_started_it_comes_all_the_same(
     await proxy.settled()
     assert (len(runs), proxy.blobs()) == (1, [digest])
     assert left < 0
+
+
+async def test_what_a_plain_bucket_sends_goes_that_way_and_is_counted(
+    upstream: FakeRegistry, bucket: TestBucket, store: Path, runs: list[int]
+) -> None:
+    image = await filled(upstream, bucket, store, LARGE)
+    asked = len(upstream.requests)
+    runs.clear()
+    await hop(shutil.rmtree, store / "blobs")
+    async with cached(configured(upstream.url, bucket), store) as proxy:
+        await pull(proxy, image)
+        down = proxy.metrics.registry.get_sample_value("entrepot_bucket_bytes_total", {"direction": "down"})
+    assert len(upstream.requests) == asked
+    assert runs
+    assert down == sum(image.sizes[digest] for digest in image.blob_digests)
+
+
+@pytest.mark.usefixtures("impatient_bucket")
+@pytest.mark.parametrize("how", ["broken", "stalled", "truncated", "shorter", "longer", "wrong"])
+async def test_however_a_bucket_goes_wrong_meanwhile_clients_get_right_bytes_or_fewer(
+    upstream: FakeRegistry, bucket: TestBucket, faulty: FaultyBucket, store: Path, tmp_path: Path,
+    runs: list[int], how: str,
+) -> None:  # fmt: skip
+    image = await filled(upstream, bucket, store, LARGE)
+    runs.clear()
+    faulty.fail_all(how, of_blobs)
+    async with cached(configured(upstream.url, bucket, url=faulty.url), tmp_path / "other") as proxy:
+        for digest in image.blob_digests:
+            first, second = [await proxy.get(f"/v2/{REPO}/blobs/{digest}") for _ in range(2)]
+            assert first.ended == "short" or digest_of(first.body) == digest
+            assert digest_of(second.body) == digest
+        await proxy.settled()
+        assert set(image.blob_digests) <= set(proxy.blobs())
+    assert runs
+
+
+@pytest.mark.usefixtures("impatient_bucket")
+async def test_what_a_bucket_sends_for_longer_than_it_may_be_silent_is_taken_to_its_end(
+    upstream: FakeRegistry, bucket: TestBucket, faulty: FaultyBucket, store: Path, tmp_path: Path, runs: list[int]
+) -> None:
+    """The library that asks the bucket has its own watch over the connection, and sees nothing come by then."""
+    image = await filled(upstream, bucket, store, LARGE)
+    asked = len(upstream.requests)
+    runs.clear()
+    faulty.fail_all(Fault(Dripped(50_000, Steps(every=0.02)), is_done=True), of_blobs)
+    async with cached(configured(upstream.url, bucket, url=faulty.url), tmp_path / "other") as proxy:
+        answer = await proxy.get(f"/v2/{REPO}/blobs/{image.layer_digests[0]}")
+    assert digest_of(answer.body) == image.layer_digests[0]
+    assert len([request for request in faulty.requests if of_blobs(request)]) == len(runs) == 1
+    assert len(upstream.requests) == asked
