@@ -183,11 +183,12 @@ class Bucket:
 
 
 def _streamed(response: aiohttp.ClientResponse, start: int, received: Callable[[int], None]) -> BlobStream:
-    """Raises LookupError where it is not the object from there on, nor all of it."""
+    """Raises LookupError where it is not the object from there on, nor all of it, or longer than it says."""
     try:
         stream = BlobStream(response, s3_access.STALL, received)
     except ValueError:
         raise LookupError("a part, and not which") from None
-    if stream.total is None or stream.start not in {0, start}:
+    length = response.content_length
+    if length is None or stream.start not in {0, start} or stream.start + length != stream.total:
         raise LookupError("another part, or of unknown size")
     return stream
