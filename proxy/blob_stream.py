@@ -1,4 +1,4 @@
-"""The body of a blob on its way from upstream, and the watchdog that breaks off what does not get on."""
+"""The body of a blob on its way in, wherever from, and the watchdog that breaks off what does not get on."""
 
 import asyncio
 import contextlib
