@@ -235,7 +235,7 @@ class Metrics:
             multiprocess_mode="mostrecent",
         )  # fmt: skip
         self.bucket_bytes = Counter(
-            "entrepot_bucket_bytes", "Bytes of blobs to the bucket (up) and from it (down)", ["direction"],
+            "entrepot_bucket_bytes", "Bytes of blobs and records to the bucket (up) and from it (down)", ["direction"],
             registry=registry,
         )  # fmt: skip
         self.bucket_evicted_bytes = Counter(

@@ -67,7 +67,7 @@ class Durable:
         self._tried = -math.inf
         self._is_conditional: bool | None = None  # whether it knows conditional writes
         self._refuses_its_urls = False
-        self._received = metrics.bucket_bytes.labels("down").inc
+        self._received, self._sent = (metrics.bucket_bytes.labels(which).inc for which in ("down", "up"))
 
     @property
     def is_away(self) -> bool:
@@ -150,7 +150,7 @@ class Durable:
             return None
         with self._noting(Use.READ):
             async with asyncio.timeout(PATIENCE):
-                return await self._bucket.read(key, limit)
+                return await self._bucket.read(key, limit, self._received)
         return None
 
     async def size(self, key: str) -> int | None:
@@ -216,7 +216,7 @@ class Durable:
             self._failed(Use.UPLOAD, error.reason)
             return False
         self._worked(Use.UPLOAD, began)
-        self._metrics.bucket_bytes.labels("up").inc(payload.size)
+        self._sent(payload.size)
         self._disowned.pop(key, None)
         return True
 

@@ -71,9 +71,9 @@ class Bucket:
 
     # One object
 
-    async def read(self, key: str, limit: int) -> bytes | None:
-        """A small object whole; None if there is none, or it is longer than `limit` bytes."""
-        async with self.open(key) as stream:
+    async def read(self, key: str, limit: int, received: Callable[[int], None] = lambda _: None) -> bytes | None:
+        """A small object whole; None if there is none, or it is longer than `limit` bytes. `received`: as of open()."""
+        async with self.open(key, received=received) as stream:
             if stream is None or stream.total is None or stream.total > limit:
                 return None
             body = bytearray()

@@ -15,6 +15,7 @@ from proxy import blob_stream, download
 from proxy.blob_stream import Rest
 from proxy.files import hop
 from proxy.siphon import Siphon
+from proxy.stores import s3_access
 from tests.buckets import TestBucket
 
 from .faulty_bucket import Fault, FaultyBucket
@@ -242,7 +243,7 @@ async def test_what_a_plain_bucket_sends_goes_that_way_and_is_counted(
         down = proxy.metrics.registry.get_sample_value("entrepot_bucket_bytes_total", {"direction": "down"})
     assert len(upstream.requests) == asked
     assert runs
-    assert down == sum(image.sizes[digest] for digest in image.blob_digests)
+    assert down == len(image.body) + sum(image.sizes[digest] for digest in image.blob_digests)
 
 
 @pytest.mark.usefixtures("impatient_bucket")
@@ -264,14 +265,16 @@ async def test_however_a_bucket_goes_wrong_meanwhile_clients_get_right_bytes_or_
     assert runs
 
 
-@pytest.mark.usefixtures("impatient_bucket")
+@pytest.mark.usefixtures("hurried_bucket")
 async def test_what_a_bucket_sends_for_longer_than_it_may_be_silent_is_taken_to_its_end(
-    upstream: FakeRegistry, bucket: TestBucket, faulty: FaultyBucket, store: Path, tmp_path: Path, runs: list[int]
-) -> None:
+    upstream: FakeRegistry, bucket: TestBucket, faulty: FaultyBucket, store: Path, tmp_path: Path,
+    runs: list[int], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     """The library that asks the bucket has its own watch over the connection, and sees nothing come by then."""
     image = await filled(upstream, bucket, store, LARGE)
     asked = len(upstream.requests)
     runs.clear()
+    monkeypatch.setattr(s3_access, "STALL", 0.6)
     faulty.fail_all(Fault(Dripped(50_000, Steps(every=0.02)), is_done=True), of_blobs)
     async with cached(configured(upstream.url, bucket, url=faulty.url), tmp_path / "other") as proxy:
         answer = await proxy.get(f"/v2/{REPO}/blobs/{image.layer_digests[0]}")

@@ -355,8 +355,8 @@ async def test_a_stream_that_breaks_off_is_gone_on_with_where_it_was(
             return data if self.start else data[:1000]
 
     @contextlib.asynccontextmanager
-    async def breaking(bucket: Bucket, key: str, start: int = 0) -> AsyncIterator[Any]:
-        async with real(bucket, key, start) as stream:
+    async def breaking(bucket: Bucket, key: str, start: int = 0, **more: Any) -> AsyncIterator[Any]:
+        async with real(bucket, key, start, **more) as stream:
             starts.append(start)
             yield Breaking(stream) if key == BLOBS[0] else stream
 
