@@ -118,6 +118,11 @@ class Point:
         return f"{self.number}{'+' if self.lasts else ''} {self.fault}"
 
 
+def blobs(request: Request) -> bool:
+    """Questions for the bytes of a blob."""
+    return request.method == "GET" and "/blobs/" in request.path
+
+
 class FaultyBucket(Journal, Listener):
     """In front of an S3 server: right until told otherwise."""
 

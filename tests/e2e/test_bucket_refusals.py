@@ -19,7 +19,7 @@ from proxy.stores import durable, s3, s3_access, tiered, uploads
 from proxy.stores.s3_errors import BucketError
 from tests.buckets import REGION, TestBucket
 
-from .faulty_bucket import FAULTS, Fault, FaultyBucket, kind
+from .faulty_bucket import FAULTS, Fault, FaultyBucket, blobs, kind
 from .harness import Proxy, running
 from .test_s3 import LAYER, REPO, cached, configured, filled, key_of, pending, pull, uploaded
 from .upstream import FakeRegistry, digest_of
@@ -34,11 +34,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("hurried_bucket")]
 def only(*kinds: str) -> Callable[[Request], bool]:
     """Requests of some kinds."""
     return lambda request: kind(request) in kinds
-
-
-def blobs(request: Request) -> bool:
-    """Questions for the bytes of a blob."""
-    return request.method == "GET" and "/blobs/" in request.path
 
 
 def said(proxy: Proxy, event: str) -> list[dict[str, object]]:

@@ -18,14 +18,13 @@ from proxy.siphon import Siphon
 from proxy.stores import s3_access
 from tests.buckets import TestBucket
 
-from .faulty_bucket import Fault, FaultyBucket
+from .faulty_bucket import Fault, FaultyBucket, blobs
 from .harness import Proxy, running, toml, until
 from .networks import at, server_tls, write_ca
 from .test_s3 import cached, configured, filled, pull
 from .upstream import FakeRegistry, digest_of
 from .upstream.behaviours import Dripped
 from .upstream.gates import Steps
-from .upstream.wire import Request
 
 REPO = "library/app"
 DATA = os.urandom(1024 * 1024)
@@ -48,11 +47,6 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(Siphon, "run", counted)
     return left
-
-
-def of_blobs(request: Request) -> bool:
-    """A question for the bytes of a blob."""
-    return request.method == "GET" and "/blobs/" in request.path
 
 
 def ranges(upstream: FakeRegistry) -> list[str | None]:
@@ -254,7 +248,7 @@ async def test_however_a_bucket_goes_wrong_meanwhile_clients_get_right_bytes_or_
 ) -> None:  # fmt: skip
     image = await filled(upstream, bucket, store, LARGE)
     runs.clear()
-    faulty.fail_all(how, of_blobs)
+    faulty.fail_all(how, blobs)
     async with cached(configured(upstream.url, bucket, url=faulty.url), tmp_path / "other") as proxy:
         for digest in image.blob_digests:
             first, second = [await proxy.get(f"/v2/{REPO}/blobs/{digest}") for _ in range(2)]
@@ -275,9 +269,9 @@ async def test_what_a_bucket_sends_for_longer_than_it_may_be_silent_is_taken_to_
     asked = len(upstream.requests)
     runs.clear()
     monkeypatch.setattr(s3_access, "STALL", 0.6)
-    faulty.fail_all(Fault(Dripped(50_000, Steps(every=0.02)), is_done=True), of_blobs)
+    faulty.fail_all(Fault(Dripped(50_000, Steps(every=0.02)), is_done=True), blobs)
     async with cached(configured(upstream.url, bucket, url=faulty.url), tmp_path / "other") as proxy:
         answer = await proxy.get(f"/v2/{REPO}/blobs/{image.layer_digests[0]}")
     assert digest_of(answer.body) == image.layer_digests[0]
-    assert len([request for request in faulty.requests if of_blobs(request)]) == len(runs) == 1
+    assert len([request for request in faulty.requests if blobs(request)]) == len(runs) == 1
     assert len(upstream.requests) == asked
