@@ -67,7 +67,8 @@ class Durable:
         self._tried = -math.inf
         self._is_conditional: bool | None = None  # whether it knows conditional writes
         self._refuses_its_urls = False
-        self._received, self._sent = (metrics.bucket_bytes.labels(which).inc for which in ("down", "up"))
+        self._received = metrics.bucket_bytes.labels("down").inc
+        self._sent = metrics.bucket_bytes.labels("up").inc
 
     @property
     def is_away(self) -> bool:
