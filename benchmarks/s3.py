@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import aiohttp
 from aiobotocore.session import get_session
 from botocore.config import Config
 from rich.console import Console
@@ -95,8 +96,15 @@ async def _pull(host: str, scene: Scene) -> None:
         raise RuntimeError(f"{host} did not send the blob: {head[:80]!r}")
 
 
+async def _introduced(host: str) -> None:
+    """Have a server answer something before it is measured: it may listen before it is ready."""
+    async with aiohttp.ClientSession(raise_for_status=True) as session, session.get(f"http://{host}/v2/"):
+        pass
+
+
 async def _disk_alone(scene: Scene, figures: Figures, clients: int, folder: Path) -> None:
     async with entrepot(scene.upstream, folder) as place:
+        await _introduced(place.host)
         for case in ("cold", "warm, local tier"):
             await figures.take(scene, (case, clients), "entrepot, no bucket", lambda: _pull(place.host, scene))
         figures.peaks["entrepot, no bucket"].append(place.peak)
@@ -106,6 +114,7 @@ async def _with_a_bucket(scene: Scene, figures: Figures, clients: int, folder: P
     prefix = f"{secrets.token_hex(4)}/"
     table = _table(scene, prefix)
     async with entrepot(scene.upstream, folder, more=table) as place:
+        await _introduced(place.host)
         await figures.take(scene, ("cold", clients), "entrepot", lambda: _pull(place.host, scene))
         await figures.take(scene, ("warm, local tier", clients), "entrepot", lambda: _pull(place.host, scene))
         while any(path.is_file() for path in (folder / "cache/uploads").rglob("*")):  # noqa: ASYNC110  another process
@@ -114,6 +123,7 @@ async def _with_a_bucket(scene: Scene, figures: Figures, clients: int, folder: P
     other = folder / "other"
     other.mkdir()
     async with entrepot(scene.upstream, other, more=table) as place:
+        await _introduced(place.host)
         await figures.take(scene, ("warm, from S3", clients), "entrepot", lambda: _pull(place.host, scene))
         figures.peaks["entrepot, from S3"].append(place.peak)
     encoded = scene.digest.partition(":")[2]
@@ -144,6 +154,7 @@ async def _get_objects(scene: Scene, figures: Figures, clients: int, key: str) -
 async def _docker_registry(scene: Scene, figures: Figures, clients: int, folder: Path) -> None:
     prefix = secrets.token_hex(4)
     async with docker_registry(scene.upstream, folder, storage=_driver(scene, prefix)) as place:
+        await _introduced(place.host)
         await figures.take(scene, ("cold", clients), "docker-registry", lambda: _pull(place.host, scene))
         if await _is_stored(scene, prefix):
             await figures.take(scene, ("warm, from S3", clients), "docker-registry", lambda: _pull(place.host, scene))
